@@ -1,0 +1,462 @@
+"""What every loss takes, checks and promises.
+
+Each loss declares its capabilities. An argument that it cannot honour raises; none is ignored.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import ClassVar, Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nearfar.errors import InputError
+from nearfar.losses.engine import (
+    Comparison,
+    LabelTarget,
+    MultiHotTarget,
+    PairTarget,
+    RelevanceTarget,
+    RowValues,
+    Target,
+    Tile,
+    row_local,
+    row_values,
+)
+
+Reduction = Literal["mean", "none"]
+Path = Literal["streamed", "dense"]
+
+
+@dataclass(frozen=True)
+class Capabilities:
+    """What a loss can honour.
+
+    Attributes:
+        inputs: "labels" for ``loss(embeddings, labels, ...)``, "documents" for ``loss(queries, documents, ...)``.
+        streams: never holds the matrix of similarities.
+        unreduced: ``reduction="none"`` gives a value per row.
+        reference_set: ``ref_emb`` and ``ref_labels``.
+        mined_pairs: ``indices_tuple``.
+        multi_label: multi-hot labels (B, L).
+    """
+
+    inputs: Literal["labels", "documents"]
+    streams: bool = True
+    unreduced: bool = True
+    reference_set: bool = True
+    mined_pairs: bool = True
+    multi_label: bool = True
+
+
+class Loss(nn.Module):
+    """Base of all losses.
+
+    Args:
+        reduction: "mean" for a scalar, "none" for a value per row (0 for rows that do not count).
+        path: "streamed" walks the similarities in tiles; "dense" holds the whole matrix, and can be differentiated
+            twice.
+    """
+
+    capabilities: ClassVar[Capabilities]
+    #: The paper, for the registry and the model card.
+    paper: ClassVar[str]
+    citation: ClassVar[str] = ""
+
+    def __init__(self, *, reduction: Reduction = "mean", path: Path = "streamed") -> None:
+        super().__init__()
+        check_choice("reduction", reduction, ("mean", "none"))
+        check_choice("path", path, ("streamed", "dense"))
+        if reduction == "none" and not self.capabilities.unreduced:
+            raise InputError(f"{type(self).__name__} has no value per row: use reduction='mean', not reduction='none'")
+        self.reduction = reduction
+        self.path = path
+
+    def settings(self) -> dict[str, object]:
+        """The constructor's options and their values, for recipes and model cards."""
+        return {"reduction": self.reduction}
+
+    def extra_repr(self) -> str:
+        """The settings, as ``print(loss)`` shows them."""
+        return ", ".join(f"{name}={value!r}" for name, value in self.settings().items())
+
+
+@dataclass(frozen=True)
+class LabelBatch:
+    """Checked inputs of a label loss.
+
+    Attributes:
+        embeddings: anchors (B, D).
+        labels: integers (B,) or multi-hot (B, L); None when pairs were mined.
+        ref_emb: references (N, D); the embeddings themselves when no reference set was given.
+        ref_labels: their labels.
+        is_self: rows and columns are the same samples, so a sample's pair with itself is left out.
+        pairs: mined pairs (anchors, positives, anchors, negatives), or None.
+    """
+
+    embeddings: Tensor
+    labels: Tensor | None
+    ref_emb: Tensor
+    ref_labels: Tensor | None
+    is_self: bool
+    pairs: tuple[Tensor, Tensor, Tensor, Tensor] | None
+
+    def target(self) -> Target:
+        """What is positive."""
+        if self.pairs is not None:
+            a1, p, a2, n = self.pairs
+            return PairTarget((a1, p), (a2, n), (len(self.embeddings), len(self.ref_emb)))
+        assert self.labels is not None
+        assert self.ref_labels is not None
+        kind = LabelTarget if self.labels.ndim == 1 else MultiHotTarget
+        return kind(self.labels, self.ref_labels, 0 if self.is_self else None)
+
+    def cosine(self) -> Comparison:
+        """Embeddings and references by cosine similarity."""
+        rows = normalise(self.embeddings)
+        columns = rows if self.is_self else normalise(self.ref_emb)
+        return Comparison(rows, columns, self.target())
+
+
+class LabelLoss(Loss):
+    """A loss on embeddings and their labels: ``loss(embeddings, labels, indices_tuple, ref_emb, ref_labels)``."""
+
+    capabilities = Capabilities(inputs="labels")
+
+    def forward(
+        self,
+        embeddings: Tensor,
+        labels: Tensor | None = None,
+        indices_tuple: Sequence[Tensor] | None = None,
+        ref_emb: Tensor | None = None,
+        ref_labels: Tensor | None = None,
+    ) -> Tensor:
+        """The loss.
+
+        Args:
+            embeddings: (B, D), any scale unless the loss says otherwise.
+            labels: integers (B,), or multi-hot (B, L); may be None when ``indices_tuple`` is given.
+            indices_tuple: mined pairs (anchors, positives, anchors, negatives) or triplets (anchors, positives,
+                negatives), indices into ``embeddings`` and ``ref_emb``. Only these pairs count, each once.
+            ref_emb: references (N, D) to compare with; the batch itself when None.
+            ref_labels: their labels. As in pytorch-metric-learning a sample's pair with itself is left out only when
+                ``ref_emb`` is None or the very object ``embeddings``.
+
+        Returns:
+            A scalar; (B,) with ``reduction="none"``. Zero, connected to the graph, where nothing can be learned.
+
+        Raises:
+            InputError: for shapes that do not fit, or an argument this loss cannot honour.
+        """
+        self._refuse_unsupported(labels, indices_tuple, ref_emb)
+        batch = check_label_batch(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        return self.compute(batch)
+
+    def compute(self, batch: LabelBatch) -> Tensor:
+        """The loss of a checked batch."""
+        raise NotImplementedError
+
+    def _refuse_unsupported(
+        self, labels: Tensor | None, indices_tuple: Sequence[Tensor] | None, ref_emb: Tensor | None
+    ) -> None:
+        able, name = self.capabilities, type(self).__name__
+        if indices_tuple is not None and not able.mined_pairs:
+            raise InputError(f"{name} cannot honour indices_tuple: it needs whole classes; call it without")
+        if ref_emb is not None and not able.reference_set:
+            raise InputError(f"{name} cannot honour ref_emb: it compares the batch with itself; call it without")
+        if labels is not None and labels.ndim == 2 and not able.multi_label:
+            raise InputError(f"{name} needs one label per sample: labels has shape {tuple(labels.shape)}, not (B,)")
+
+
+class RowLocalLabelLoss(LabelLoss):
+    """A label loss with a value per anchor, from cosine similarities unless ``compare`` says otherwise."""
+
+    def rows(self, tile: Tile) -> RowValues:
+        """Loss per anchor and which anchors count, from a tile of complete rows."""
+        raise NotImplementedError
+
+    #: ``rows`` with its gradient in closed form, where a loss has one.
+    rows_with_gradient = None
+
+    def compare(self, batch: LabelBatch) -> Comparison:
+        """What is compared with what."""
+        return batch.cosine()
+
+    def compute(self, batch: LabelBatch) -> Tensor:
+        """Mean over the anchors that count, or a value per anchor."""
+        return reduce_rows(self, self.compare(batch), self.rows, self.rows_with_gradient)
+
+
+class QueryDocumentLoss(Loss):
+    """A loss on queries and documents: ``loss(queries, documents, relevance, mask)``.
+
+    Args:
+        temperature: similarities are divided by it. Give this or ``scale``, not both.
+        scale: similarities are multiplied by it.
+        false_negative_margin: when given, a negative whose cosine exceeds that of the query's best positive minus
+            this margin is ignored: it is more likely an unlabelled answer.
+        reduction: see ``Loss``.
+        path: see ``Loss``.
+    """
+
+    capabilities = Capabilities(inputs="documents", reference_set=False, mined_pairs=False, multi_label=False)
+
+    def __init__(
+        self,
+        temperature: float | None,
+        scale: float | None,
+        *,
+        false_negative_margin: float | None = None,
+        reduction: Reduction = "mean",
+        path: Path = "streamed",
+    ) -> None:
+        super().__init__(reduction=reduction, path=path)
+        if (temperature is None) == (scale is None):
+            raise InputError(
+                f"{type(self).__name__} takes exactly one of temperature and scale, "
+                f"not temperature={temperature!r} and scale={scale!r}"
+            )
+        factor = scale if scale is not None else 1 / check_positive("temperature", temperature or 0.0)
+        self.scale = check_positive("scale", factor)
+        self.false_negative_margin = false_negative_margin
+
+    def settings(self) -> dict[str, object]:
+        """The constructor's options and their values."""
+        margin = {"false_negative_margin": self.false_negative_margin}
+        return {"scale": self.scale, **margin, **super().settings()}
+
+    def forward(
+        self,
+        queries: Tensor,
+        documents: Tensor,
+        relevance: Tensor | None = None,
+        mask: Tensor | None = None,
+        *,
+        query_ids: Tensor | None = None,
+        document_ids: Tensor | None = None,
+    ) -> Tensor:
+        """The loss.
+
+        Args:
+            queries: (B, D), any scale.
+            documents: (N, D); without ``relevance`` N >= B and document i answers query i.
+            relevance: grades in [0, 1], dense (B, N), or sparse COO or CSR (a missing entry is 0).
+            mask: pairs to ignore: dense (B, N) boolean, or sparse with non-zero entries.
+            query_ids: integers (B,). Document i of a query with the same id is not counted as a negative.
+            document_ids: integers (N,). A copy of a query's own document i is not counted as its negative.
+
+        Returns:
+            A scalar; (B,) with ``reduction="none"``. Zero, connected to the graph, where nothing can be learned.
+
+        Raises:
+            InputError: for shapes that do not fit, or grades outside [0, 1].
+        """
+        check_matrix("queries", queries)
+        check_matrix("documents", documents)
+        check_same_width("queries", queries, "documents", documents)
+        shape = (len(queries), len(documents))
+        check_relevance(relevance, shape)
+        if mask is not None and tuple(mask.shape) != shape:
+            raise InputError(
+                f"mask has shape {tuple(mask.shape)}; it needs {shape}: a row a query, a column a document"
+            )
+        same = _repetitions(shape, query_ids, document_ids)
+        target: Target
+        if relevance is None and mask is None and not same:
+            documents_of_queries = torch.arange(max(shape), device=queries.device)
+            target = LabelTarget(documents_of_queries[: shape[0]], documents_of_queries[: shape[1]])
+        else:
+            target = RelevanceTarget(relevance, shape, queries.device, mask, same)
+        return self.compute(Comparison(normalise(queries), normalise(documents), target))
+
+    def compute(self, comparison: Comparison) -> Tensor:
+        """Mean over the queries that count, or a value per query."""
+        return reduce_rows(self, comparison, self.rows, None if self._masks_by_score else self.rows_with_gradient)
+
+    @property
+    def _masks_by_score(self) -> bool:
+        return self.false_negative_margin is not None
+
+    def rows(self, tile: Tile) -> RowValues:
+        """Loss per query and which queries count, from a tile of complete rows."""
+        raise NotImplementedError
+
+    #: ``rows`` with its gradient in closed form, where a loss has one.
+    rows_with_gradient = None
+
+    def negatives(self, tile: Tile) -> Tensor:
+        """The negatives of a tile (rows, columns), without those too close to the query's best positive."""
+        negative = tile.target.negative
+        if self.false_negative_margin is None:
+            return negative
+        scores = tile.similarity.detach()
+        best = scores.masked_fill(~tile.target.positive, -torch.inf).amax(1, keepdim=True)  # (rows, 1)
+        # A query without a positive keeps its negatives.
+        suspect = (scores > best - self.false_negative_margin) & (best > -torch.inf)
+        return negative & ~suspect
+
+
+def reduce_rows(loss: Loss, comparison: Comparison, rows: object, rows_with_gradient: object) -> Tensor:
+    """Run a row-local loss and reduce it as the loss says."""
+    if loss.reduction == "none":
+        values, _ = row_values(comparison, rows, loss.path)  # type: ignore[arg-type]
+        return values
+    total, count = row_local(comparison, rows, rows_with_gradient, loss.path)  # type: ignore[arg-type]
+    return total / count.clamp(min=1)
+
+
+def normalise(embeddings: Tensor) -> Tensor:
+    """Unit length in float32 or better; a zero vector stays zero."""
+    half = embeddings.dtype in (torch.float16, torch.bfloat16)
+    with torch.autocast(embeddings.device.type, enabled=False):
+        return F.normalize(embeddings.float() if half else embeddings)
+
+
+def check_label_batch(
+    embeddings: Tensor,
+    labels: Tensor | None,
+    indices_tuple: Sequence[Tensor] | None,
+    ref_emb: Tensor | None,
+    ref_labels: Tensor | None,
+) -> LabelBatch:
+    """The inputs of a label loss, checked."""
+    check_matrix("embeddings", embeddings)
+    pairs = None if indices_tuple is None else _as_pairs(indices_tuple)
+    if labels is None and pairs is None:
+        raise InputError("labels is None: give a label per embedding, or mined pairs as indices_tuple")
+    labels = _check_labels("labels", labels, "embeddings", embeddings)
+    if ref_emb is None:
+        if ref_labels is not None:
+            raise InputError("ref_labels is given without ref_emb; give both or neither")
+        return LabelBatch(embeddings, labels, embeddings, labels, True, pairs)
+    check_matrix("ref_emb", ref_emb)
+    check_same_width("embeddings", embeddings, "ref_emb", ref_emb)
+    if ref_emb is embeddings and (ref_labels is None or ref_labels is labels):
+        return LabelBatch(embeddings, labels, embeddings, labels, True, pairs)
+    if ref_labels is None and pairs is None:
+        raise InputError("ref_labels is None: references need labels of their own")
+    ref_labels = _check_labels("ref_labels", ref_labels, "ref_emb", ref_emb)
+    if labels is not None and ref_labels is not None and labels.shape[1:] != ref_labels.shape[1:]:
+        raise InputError(
+            f"labels has shape {tuple(labels.shape)} and ref_labels {tuple(ref_labels.shape)}: "
+            "both must be integers (B,), or multi-hot over the same classes"
+        )
+    return LabelBatch(embeddings, labels, ref_emb, ref_labels, False, pairs)
+
+
+def _check_labels(name: str, labels: Tensor | None, owner_name: str, owner: Tensor) -> Tensor | None:
+    if labels is None:
+        return None
+    if labels.ndim not in (1, 2) or len(labels) != len(owner):
+        raise InputError(
+            f"{name} has shape {tuple(labels.shape)}; {owner_name} has {len(owner)} rows, so it needs "
+            f"({len(owner)},), or ({len(owner)}, L) for multi-hot labels"
+        )
+    if labels.ndim == 1 and (labels.is_floating_point() or labels.is_complex()):
+        raise InputError(f"{name} has dtype {labels.dtype}: class labels are integers; use labels.long()")
+    return labels.to(owner.device)
+
+
+def _as_pairs(indices: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if len(indices) == 3:
+        anchor, positive, negative = indices
+        return anchor, positive, anchor, negative
+    if len(indices) == 4:
+        first, positive, second, negative = indices
+        return first, positive, second, negative
+    raise InputError(
+        f"indices_tuple has {len(indices)} tensors; it needs 3 (anchors, positives, negatives) or 4 (anchors, "
+        "positives, anchors, negatives)"
+    )
+
+
+def _repetitions(
+    shape: tuple[int, int], query_ids: Tensor | None, document_ids: Tensor | None
+) -> tuple[tuple[Tensor, Tensor], ...]:
+    """Ids of rows and columns whose equality marks a repetition inside the batch."""
+    queries, documents = shape
+    same = []
+    if query_ids is not None:
+        _check_ids("query_ids", query_ids, queries)
+        # Document i belongs to query i; the documents after them belong to nobody, so their id must be new.
+        nobody = query_ids.min() - 1 if len(query_ids) else query_ids.new_zeros(())
+        extra = nobody.expand(max(0, documents - queries))
+        same.append((query_ids, torch.cat([query_ids, extra])[:documents]))
+    if document_ids is not None:
+        _check_ids("document_ids", document_ids, documents)
+        if documents < queries:
+            raise InputError(f"document_ids needs a document for each of the {queries} queries; there are {documents}")
+        same.append((document_ids[:queries], document_ids))
+    return tuple(same)
+
+
+def _check_ids(name: str, ids: Tensor, length: int) -> None:
+    if ids.shape != (length,) or ids.is_floating_point():
+        raise InputError(f"{name} has shape {tuple(ids.shape)} and dtype {ids.dtype}; it needs integers ({length},)")
+
+
+def check_relevance(relevance: Tensor | None, shape: tuple[int, int]) -> None:
+    """Grades fit the batch and lie in [0, 1]."""
+    if relevance is None:
+        if shape[1] < shape[0]:
+            raise InputError(
+                f"{shape[0]} queries have only {shape[1]} documents: without relevance, document i answers query i"
+            )
+        return
+    if tuple(relevance.shape) != shape:
+        raise InputError(
+            f"relevance has shape {tuple(relevance.shape)}; it needs {shape}: a row a query, a column a document"
+        )
+    grades = relevance if relevance.layout == torch.strided else relevance.to_sparse_coo().coalesce().values()  # type: ignore[no-untyped-call]
+    # Reading the values of a tensor on an accelerator would make every step wait for it.
+    if grades.device.type == "cpu" and grades.numel() and not bool(((grades >= 0) & (grades <= 1)).all()):
+        raise InputError(
+            f"relevance holds {grades.min():g} to {grades.max():g}; grades lie in [0, 1]: divide by the top"
+        )
+
+
+def check_matrix(name: str, tensor: Tensor) -> None:
+    """A floating-point matrix."""
+    if tensor.ndim != 2 or not tensor.is_floating_point():
+        raise InputError(
+            f"{name} has shape {tuple(tensor.shape)} and dtype {tensor.dtype}; it needs floating point (B, D)"
+        )
+
+
+def check_same_width(first_name: str, first: Tensor, second_name: str, second: Tensor) -> None:
+    """Both matrices have the same number of columns."""
+    if first.shape[1] != second.shape[1]:
+        raise InputError(
+            f"{first_name} has {first.shape[1]} dimensions and {second_name} {second.shape[1]}: they must agree"
+        )
+
+
+def check_choice(name: str, value: str, choices: Sequence[str]) -> str:
+    """``value`` is one of ``choices``."""
+    if value not in choices:
+        raise InputError(f"{name}={value!r} is not known; choose one of {', '.join(map(repr, choices))}")
+    return value
+
+
+def check_positive(name: str, value: float) -> float:
+    """A finite number above zero."""
+    if not 0 < value < float("inf"):
+        raise InputError(f"{name}={value!r} must be a finite number above 0")
+    return float(value)
+
+
+def check_class_labels(labels: Tensor | None, num_classes: int) -> Tensor:
+    """Integer labels (B,) of known classes."""
+    assert labels is not None
+    # Reading the values of a tensor on an accelerator would make every step wait for it.
+    if labels.device.type == "cpu" and labels.numel():
+        lowest, highest = int(labels.min()), int(labels.max())
+        if lowest < 0 or highest >= num_classes:
+            raise InputError(
+                f"labels run from {lowest} to {highest}; with num_classes={num_classes} they lie in "
+                f"[0, {num_classes - 1}]"
+            )
+    return labels.long()

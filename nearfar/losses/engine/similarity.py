@@ -1,0 +1,148 @@
+"""Similarities of rows and columns, one tile at a time, and the way back from a tile's gradient.
+
+Cosine is ``Dot`` on embeddings that were normalised under autograd; that copy is as small as the batch. Class
+weights are large, so ``Dot(normalise_columns=True)`` divides the tile instead and copies nothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Protocol
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_TINY_NORM = 1e-12  # as torch.nn.functional.normalize
+
+
+class Walk(Protocol):
+    """One pass over the tiles; gradients of rows and columns gather in it."""
+
+    grad_rows: Tensor | None
+    grad_columns: Tensor | None
+
+    def tile(self, rows: slice, columns: slice) -> Tensor:
+        """Similarities of a block, (rows, columns)."""
+        ...
+
+    def pull(self, rows: slice, columns: slice, tile: Tensor, gradient: Tensor) -> None:
+        """Add what ``gradient``, of the tile's shape, sends to the rows and columns. May overwrite ``gradient``."""
+        ...
+
+    def finish(self) -> None:
+        """Complete the gradients after the last tile."""
+        ...
+
+
+class Similarity(Protocol):
+    """A way to compare rows (R, D) with columns (C, D)."""
+
+    def dense(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """The whole matrix (R, C), under autograd."""
+        ...
+
+    def walk(self, rows: Tensor, columns: Tensor, want_rows: bool, want_columns: bool) -> Walk:
+        """Begin a pass that gathers the wanted gradients."""
+        ...
+
+
+@dataclass(frozen=True)
+class Dot:
+    """Dot product; with ``normalise_columns`` each column counts with unit length, without a normalised copy."""
+
+    normalise_columns: bool = False
+
+    def dense(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """The whole matrix (R, C), under autograd."""
+        return rows @ (F.normalize(columns) if self.normalise_columns else columns).T
+
+    def walk(self, rows: Tensor, columns: Tensor, want_rows: bool, want_columns: bool) -> Walk:
+        """Begin a pass that gathers the wanted gradients."""
+        kind = _NormalisedDotWalk if self.normalise_columns else _DotWalk
+        return kind(rows, columns, want_rows, want_columns)
+
+
+class _DotWalk:
+    def __init__(self, rows: Tensor, columns: Tensor, want_rows: bool, want_columns: bool) -> None:
+        self.rows, self.columns = rows, columns
+        self.grad_rows = torch.zeros_like(rows) if want_rows else None
+        self.grad_columns = torch.zeros_like(columns) if want_columns else None
+
+    def tile(self, rows: slice, columns: slice) -> Tensor:
+        return self.rows[rows] @ self.columns[columns].T  # (rows, columns)
+
+    def pull(self, rows: slice, columns: slice, tile: Tensor, gradient: Tensor) -> None:
+        if self.grad_rows is not None:
+            self.grad_rows[rows].addmm_(gradient, self.columns[columns])  # (rows, D)
+        if self.grad_columns is not None:
+            self.grad_columns[columns].addmm_(gradient.T, self.rows[rows])  # (columns, D)
+
+    def finish(self) -> None:
+        """Nothing is left to do."""
+
+
+class _NormalisedDotWalk(_DotWalk):
+    def __init__(self, rows: Tensor, columns: Tensor, want_rows: bool, want_columns: bool) -> None:
+        super().__init__(rows, columns, want_rows, want_columns)
+        self.inverse_norm = torch.linalg.vector_norm(columns, dim=1).clamp_min_(_TINY_NORM).reciprocal_()  # (C,)
+        # d(w / |w|) loses the part along w: per column, how much of the gradient points that way.
+        self.radial = columns.new_zeros(len(columns)) if want_columns else None
+
+    def tile(self, rows: slice, columns: slice) -> Tensor:
+        return super().tile(rows, columns).mul_(self.inverse_norm[columns])  # (rows, columns)
+
+    def pull(self, rows: slice, columns: slice, tile: Tensor, gradient: Tensor) -> None:
+        if self.radial is not None:
+            self.radial[columns] += torch.einsum("rc,rc->c", gradient, tile)
+        super().pull(rows, columns, tile, gradient.mul_(self.inverse_norm[columns]))
+
+    def finish(self) -> None:
+        if self.grad_columns is not None and self.radial is not None:
+            scale = self.radial * self.inverse_norm.square()  # (C,)
+            self.grad_columns.addcmul_(self.columns, scale[:, None], value=-1)
+
+
+@dataclass(frozen=True)
+class Euclidean:
+    """Euclidean distance ``sqrt(|x - y|^2 + epsilon)``; here smaller means nearer.
+
+    Differences are taken before squaring. Expanding the square in float32 cancels, and near points get negative
+    squared distances.
+    """
+
+    epsilon: float = 0.0
+
+    def dense(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """The whole matrix (R, C), under autograd."""
+        distance = torch.cdist(rows, columns, compute_mode="donot_use_mm_for_euclid_dist")  # (R, C)
+        return (distance.square() + self.epsilon).sqrt() if self.epsilon else distance
+
+    def walk(self, rows: Tensor, columns: Tensor, want_rows: bool, want_columns: bool) -> Walk:
+        """Begin a pass that gathers the wanted gradients."""
+        return _EuclideanWalk(self, rows, columns, want_rows, want_columns)
+
+
+class _EuclideanWalk:
+    def __init__(self, kind: Euclidean, rows: Tensor, columns: Tensor, want_rows: bool, want_columns: bool) -> None:
+        self.kind, self.rows, self.columns = kind, rows, columns
+        self.grad_rows = torch.zeros_like(rows) if want_rows else None
+        self.grad_columns = torch.zeros_like(columns) if want_columns else None
+
+    def tile(self, rows: slice, columns: slice) -> Tensor:
+        return self.kind.dense(self.rows[rows], self.columns[columns])  # (rows, columns)
+
+    def pull(self, rows: slice, columns: slice, tile: Tensor, gradient: Tensor) -> None:
+        sides = [(self.grad_rows, self.rows, rows), (self.grad_columns, self.columns, columns)]
+        leaves = [points[part].detach().requires_grad_(total is not None) for total, points, part in sides]
+        with torch.enable_grad():
+            distance = self.kind.dense(*leaves)
+        wanted = [
+            (total[part], leaf) for (total, _, part), leaf in zip(sides, leaves, strict=True) if total is not None
+        ]
+        found = torch.autograd.grad(distance, [leaf for _, leaf in wanted], gradient)
+        for (total, _), part_gradient in zip(wanted, found, strict=True):
+            total += part_gradient
+
+    def finish(self) -> None:
+        """Nothing is left to do."""

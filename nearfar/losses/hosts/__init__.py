@@ -1,0 +1,1 @@
+"""Adapters that let nearfar's losses work inside other libraries."""

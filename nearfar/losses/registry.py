@@ -1,0 +1,139 @@
+"""One registry over three libraries: nearfar's losses, pytorch-metric-learning's and sentence-transformers'."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import inspect
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from nearfar.errors import InputError, UnknownNameError
+from nearfar.losses.contract import Loss
+
+_REQUIRED = inspect.Parameter.empty
+# Short names, as used on the command line and in recipes.
+_NAMES = {
+    "circle": "CircleLoss",
+    "decoupled-softmax": "DecoupledSoftmaxLoss",
+    "icnn": "ICNNLoss",
+    "linear-softmax": "LinearSoftmaxLoss",
+    "multi-similarity": "MultiSimilarityLoss",
+    "nbc-softmax": "NBCSoftmaxLoss",
+    "threshold-consistent-margin": "ThresholdConsistentMarginLoss",
+}
+_LIBRARIES = {
+    "pml": "pytorch_metric_learning.losses",
+    "st": "sentence_transformers.sentence_transformer.losses",
+}
+
+
+@dataclass(frozen=True)
+class LossEntry:
+    """One of nearfar's losses.
+
+    Attributes:
+        name: the short name that ``get_loss`` takes.
+        loss: the class.
+        options: the constructor's options with their defaults; "required" where there is none.
+    """
+
+    name: str
+    loss: type[Loss]
+    options: dict[str, object]
+
+    @property
+    def summary(self) -> str:
+        """The first sentence of the docstring."""
+        return (inspect.getdoc(self.loss) or "").split("\n", 1)[0]
+
+
+def list_losses() -> list[LossEntry]:
+    """All of nearfar's losses, by name.
+
+    Example:
+        >>> from nearfar.losses import list_losses
+        >>> [entry.options["gamma"] for entry in list_losses() if entry.name == "circle"]
+        [80]
+    """
+    entries = []
+    for name, class_name in sorted(_NAMES.items()):
+        loss: type[Loss] = getattr(importlib.import_module("nearfar.losses"), class_name)
+        parameters = list(inspect.signature(loss.__init__).parameters.values())[1:]
+        options = {p.name: "required" if p.default is _REQUIRED else p.default for p in parameters}
+        entries.append(LossEntry(name, loss, options))
+    return entries
+
+
+def get_loss(name: str, **options: Any) -> nn.Module | Callable[..., nn.Module]:
+    """A loss by name.
+
+    Args:
+        name: a short name or class name of nearfar ("circle", "CircleLoss"), or "pml:" or "st:" and a class name of
+            pytorch-metric-learning ("pml:SupConLoss") or sentence-transformers ("st:MultipleNegativesRankingLoss").
+        options: passed to the constructor.
+
+    Returns:
+        The loss. For "st:" a function that takes the model and returns the loss, since those losses own their model.
+
+    Raises:
+        UnknownNameError: with near names suggested.
+        InputError: for an option the loss does not have.
+
+    Example:
+        >>> from nearfar.losses import get_loss
+        >>> get_loss("circle", gamma=64)
+        CircleLoss(m=0.4, gamma=64.0, reduction='mean')
+    """
+    prefix, _, rest = name.partition(":")
+    if rest:
+        return _foreign(prefix, rest, options)
+    wanted = _plain(name)
+    for short, class_name in _NAMES.items():
+        if wanted in (_plain(short), _plain(class_name)):
+            loss: type[Loss] = getattr(importlib.import_module("nearfar.losses"), class_name)
+            return _construct(loss, short, options)
+    raise UnknownNameError("loss", name, _NAMES)
+
+
+def _plain(name: str) -> str:
+    return name.lower().replace("-", "").replace("_", "")
+
+
+def _foreign(prefix: str, class_name: str, options: dict[str, Any]) -> nn.Module | Callable[..., nn.Module]:
+    if prefix not in _LIBRARIES:
+        raise UnknownNameError("library of losses", prefix, _LIBRARIES)
+    module = importlib.import_module(_LIBRARIES[prefix])
+    known = {
+        name
+        for name, member in inspect.getmembers(module, inspect.isclass)
+        if issubclass(member, nn.Module) and name.endswith("Loss") and not name.startswith("Base")
+    }
+    if class_name not in known:
+        raise UnknownNameError(f"loss of {_LIBRARIES[prefix].split('.')[0]}", class_name, known)
+    loss = getattr(module, class_name)
+    if prefix == "st":
+        # The first parameter is the model, which the caller supplies.
+        _check_options(loss, class_name, options)
+        return functools.partial(loss, **options)
+    return _construct(loss, class_name, options)
+
+
+def _construct(loss: type[nn.Module], name: str, options: dict[str, Any]) -> nn.Module:
+    _check_options(loss, name, options)
+    try:
+        return loss(**options)
+    except TypeError as error:
+        raise InputError(f"loss {name!r} cannot be made from options {options}: {error}") from error
+
+
+def _check_options(loss: type[nn.Module], name: str, options: dict[str, Any]) -> None:
+    parameters = inspect.signature(loss.__init__).parameters
+    if any(p.kind is inspect.Parameter.VAR_KEYWORD for p in parameters.values()):
+        return
+    for option in options:
+        if option not in parameters:
+            raise UnknownNameError(f"option of loss {name!r}", option, set(parameters) - {"self"})
