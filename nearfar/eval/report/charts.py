@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from nearfar.eval.report.formatting import metric
+from nearfar.eval.report.formatting import count, metric
 from nearfar.eval.report.model import Report
-from nearfar.eval.report.tables import bands, worst_classes
+from nearfar.eval.report.tables import bands, calibration_range, worst_classes
 from nearfar.eval.thresholds.histograms import ScoreHistogram
 from nearfar.eval.thresholds.opis import OPISResult
 
@@ -56,10 +56,9 @@ def recall_chart(report: Report) -> Chart:
         )
     ticks = sorted({k for model in report.models for k in model.recall_curve})
     shown = _spaced(ticks)
-    x = _axis(
-        "K, documents returned (logarithmic)", type="log", tickvals=shown, ticktext=[f"{k:,}" for k in shown]
-    )
-    return {"data": traces, "layout": _layout(x, _axis("Recall@K", range=[0, 1.02], tickformat=".1f"))}
+    x = _axis("K, documents returned (logarithmic)", type="log", tickvals=shown, ticktext=[f"{k:,}" for k in shown])
+    y = _axis("Recall@K", range=[0, 1.02], tickformat=".1f")
+    return {"data": traces, "layout": _layout(x, y, showlegend=len(report.models) > 1)}
 
 
 def score_chart(histogram: ScoreHistogram, x_range: Sequence[float], top: float) -> Chart:
@@ -124,8 +123,8 @@ def describe_classes(opis: OPISResult) -> str:
     cosines, means = opis.similarities, opis.mean_utility
     low, tenth, ninetieth, high = (metric(float(curve[middle])) for curve in bands(opis))
     return (
-        f"Utility of {len(opis.class_labels):,} classes over cosine thresholds from {metric(float(cosines.min()))} "
-        f"to {metric(float(cosines.max()))}. At {metric(float(cosines[middle]))} the mean is "
+        f"Utility of {count(len(opis.class_labels))} classes over cosine thresholds from "
+        f"{calibration_range(opis)}. At {metric(float(cosines[middle]))} the mean is "
         f"{metric(float(means[middle]))}, eight of ten classes lie between {tenth} and {ninetieth}, "
         f"all between {low} and {high}."
     )

@@ -111,17 +111,29 @@ def overlap(histogram: ScoreHistogram) -> float:
     return float((np.minimum(histogram.positive, histogram.negative) * widths).sum())
 
 
+def contrast(report: Report) -> tuple[ModelSection, ModelSection | None]:
+    """The model that the verdict is about, the later of two or the best of more, and the one it is held against.
+
+    That is the first model, unless the first is itself the best of three or more: then the next best.
+    """
+    if len(report.models) == 1:
+        return report.models[0], None
+    if len(report.models) == 2:
+        return report.models[1], report.models[0]
+    ranked = sorted(report.models, key=lambda model: -model.ranking.mean[report.primary_metric])
+    return ranked[0], ranked[1] if ranked[0] is report.models[0] else report.models[0]
+
+
 def verdict(report: Report) -> Verdict:
     """Says in words what the numbers of the primary metric, the thresholds and the scores come to."""
-    best = _subject(report)
+    best, against = contrast(report)
     points = _reservations(report.models)
-    if len(report.models) == 1:
+    if against is None:
         return Verdict(_single(report), _state(report.models[0]) + points)
-    against = report.models[0] if best is not report.models[0] else _runner_up(report)
     change = compare(against, best, report.primary_metric)
     counts = (
-        f"{count(change.risen)} queries score higher with {quoted(best.name)} than with {quoted(against.name)}, "
-        f"{count(change.fallen)} lower, {count(change.unchanged)} the same."
+        f"{count(change.risen)} queries score higher with {quoted(best.name)} than with "
+        f"{quoted(against.name)}, {count(change.fallen)} lower, {count(change.unchanged)} the same."
     )
     return Verdict(_headline(report, change), [counts, *_shift(against, best), *points])
 
@@ -131,17 +143,6 @@ def _aligned(
 ) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
     place = {query_id: i for i, query_id in enumerate(ranking.query_ids)}
     return np.asarray(ranking.per_query[name], dtype=np.float64)[[place[query_id] for query_id in query_ids]]
-
-
-def _subject(report: Report) -> ModelSection:
-    """The model that the verdict is about: the later of two, the best of more."""
-    if len(report.models) <= 2:
-        return report.models[-1]
-    return max(report.models, key=lambda model: model.ranking.mean[report.primary_metric])
-
-
-def _runner_up(report: Report) -> ModelSection:
-    return max(report.models[1:], key=lambda model: model.ranking.mean[report.primary_metric])
 
 
 def _place(report: Report) -> str:
@@ -157,14 +158,12 @@ def _headline(report: Report, change: Comparison) -> str:
     values = f"from {metric(change.before)} to {metric(change.after)}"
     extent = signed(change.difference)
     if change.low is not None and change.high is not None:
-        extent += f"; 95 % interval {signed(change.low)} to {signed(change.high)}"
+        extent += f"; 95\u00a0% interval {signed(change.low)} to {signed(change.high)}"
     if len(report.models) > 2:
-        place = _place(report)
-        if change.baseline == report.models[0].name:
-            return f"{place} is best with {quoted(change.model)}: {values} over {quoted(change.baseline)} ({extent})."
+        doubt = "" if change.clear else ", no clear difference"
         return (
-            f"{place} is best with the baseline {quoted(change.model)}, {metric(change.after)}; the nearest, "
-            f"{quoted(change.baseline)}, reaches {metric(change.before)}."
+            f"{_place(report)} is highest with {quoted(change.model)}: {metric(change.after)}, against "
+            f"{metric(change.before)} with {quoted(change.baseline)} ({extent}){doubt}."
         )
     if change.risen == change.fallen == 0:
         return f"{_place(report)} stayed at {metric(change.after)}: no query changed."
@@ -178,13 +177,9 @@ def _state(model: ModelSection) -> list[str]:
     points = []
     if model.opis is not None:
         spread, corrected = _spread(model.opis.corrected), small(model.opis.corrected)
-        points.append(
-            f"At one threshold, classes' utilities spread by {spread} (corrected OPIS {corrected})."
-        )
+        points.append(f"At one threshold the classes’ utilities spread by {spread} (corrected OPIS {corrected}).")
     if model.histogram is not None:
-        points.append(
-            f"Scores of positive and negative pairs overlap by {percent(overlap(model.histogram))}."
-        )
+        points.append(f"Scores of positive and negative pairs overlap by {percent(overlap(model.histogram))}.")
     return points
 
 
@@ -195,19 +190,18 @@ def _shift(before: ModelSection, after: ModelSection) -> list[str]:
         old, new = before.opis.corrected, after.opis.corrected
         tale = "as before" if new == old else "more alike" if new < old else "less alike"
         points.append(
-            f"One threshold suits the classes {tale}: at it, their utilities spread by {_spread(new)}, "
-            f"{_spread(old)} with {quoted(before.name)} (corrected OPIS {small(new)}, was {small(old)})."
+            f"One threshold suits the classes {tale}: the spread of their utilities went from {_spread(old)} "
+            f"to {_spread(new)} (corrected OPIS from {small(old)} to {small(new)})."
         )
     if before.histogram is not None and after.histogram is not None:
         old, new = overlap(before.histogram), overlap(after.histogram)
-        points.append(
-            f"The overlap of positive and negative scores went from {percent(old)} to {percent(new)}."
-        )
+        points.append(f"The overlap of positive and negative scores went from {percent(old)} to {percent(new)}.")
     return points
 
 
 def _spread(variance: float) -> str:
-    return f"±{math.sqrt(max(0.0, variance)):.3f}"
+    """A corrected OPIS as a deviation of the utilities."""
+    return f"±{math.sqrt(variance):.3f}" if variance != 0 else "nothing beyond chance"
 
 
 def _reservations(models: Sequence[ModelSection]) -> list[str]:
@@ -216,9 +210,7 @@ def _reservations(models: Sequence[ModelSection]) -> list[str]:
     for model in models:
         missing, ties = len(model.ranking.missing_queries), model.ranking.tie_rate
         if missing:
-            points.append(
-                f"{quoted(model.name)} returned nothing for {count(missing)} queries; they count as zero."
-            )
+            points.append(f"{quoted(model.name)} returned nothing for {count(missing)} queries; they count as zero.")
         if ties >= WORTH_TELLING:
             points.append(
                 f"{percent(ties)} of the documents that {quoted(model.name)} returned tie with a neighbour; "

@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping
 
+import numpy as np
+
 from nearfar.errors import InputError, UnknownNameError
 from nearfar.eval.ranking import RankingResult
 from nearfar.eval.report.model import ExpectedDocument, QueryExample, ReturnedDocument
@@ -87,9 +89,12 @@ def worst_queries(
 
 
 def _ranked(scores: Mapping[str, float], ties: str) -> list[str]:
-    """Document ids, best first; equal scores by id downwards under TREC's rule, else in the run's order."""
+    """Document ids, best first, placed as `evaluate_run` places them: scores compare as float32.
+
+    Equal scores go by id downwards under the rule "trec", else as in the run.
+    """
     ids = sorted(scores, reverse=True) if ties == "trec" else list(scores)
-    return sorted(ids, key=lambda i: -scores[i])
+    return sorted(ids, key=lambda document: -np.float32(scores[document]))
 
 
 def _relevant(ranking: RankingResult, grades: Mapping[str, int]) -> list[str]:
@@ -113,9 +118,7 @@ def _expected(
 ) -> list[ExpectedDocument]:
     ranks = {document: rank for rank, document in enumerate(order, start=1)}
     found = [
-        ExpectedDocument(
-            document, _text(documents, document, "document"), int(grades[document]), ranks.get(document)
-        )
+        ExpectedDocument(document, _text(documents, document, "document"), int(grades[document]), ranks.get(document))
         for document in _relevant(ranking, grades)
     ]
     return sorted(found, key=lambda document: (document.rank or math.inf, -document.grade, document.id))
@@ -143,7 +146,5 @@ def _returned(
 
 def _text(texts: Mapping[str, str], key: str, kind: str) -> str:
     if key not in texts:
-        raise InputError(
-            f"no text for {kind} {key!r}; pass the texts of all {kind}s of the run and the qrels"
-        )
+        raise InputError(f"no text for {kind} {key!r}; pass the texts of all {kind}s of the run and the qrels")
     return texts[key]

@@ -8,7 +8,8 @@ from datetime import datetime
 MINUS = "\N{MINUS SIGN}"
 NONE = "\N{EN DASH}"
 # Not strftime's, which follow the reader's locale.
-_MONTHS = "January February March April May June July August September October November December".split()
+_MONTHS = ["January", "February", "March", "April", "May", "June", "July"]
+_MONTHS += ["August", "September", "October", "November", "December"]
 
 
 def metric(value: float | None) -> str:
@@ -45,14 +46,17 @@ def small(value: float | None) -> str:
 
 
 def percent(value: float) -> str:
-    """A share in percent.
+    r"""A share in percent.
 
     Example:
         >>> percent(0.1234), percent(0.0004)
-        ('12.3 %', '0.04 %')
+        ('12.3\xa0%', '0.04\xa0%')
     """
     share = 100 * value
-    return f"{share:.3g} %" if share >= 1 else f"{share:.1g} %"
+    if 0 < share < 0.0001:
+        return "<\u00a00.0001\u00a0%"
+    # A no-break space, lest the sign begin a line.
+    return f"{share:.3g}\u00a0%" if share >= 1 else f"{share:.1g}\u00a0%"
 
 
 def count(value: int) -> str:

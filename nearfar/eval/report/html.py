@@ -12,8 +12,8 @@ from typing import Any
 import numpy as np
 
 from nearfar.eval.report import charts
-from nearfar.eval.report.comparison import verdict
-from nearfar.eval.report.formatting import count, metric, moment, percent, quoted, shorten, small
+from nearfar.eval.report.comparison import contrast, verdict
+from nearfar.eval.report.formatting import NONE, count, metric, moment, percent, quoted, shorten, small
 from nearfar.eval.report.model import ModelSection, QueryExample, Report
 from nearfar.eval.report.tables import (
     Table,
@@ -45,8 +45,8 @@ class Figure:
 def report_html(report: Report) -> str:
     """Renders the page: text, tables, charts, and the script that draws them, all in one.
 
-    A content security policy admits the page's own two scripts by their hashes and nothing else, so that no text
-    of the user can run even if it were to slip through escaping.
+    A content security policy admits the page's own two scripts by their hashes and nothing else, so that no
+    text of the user can run even if it were to slip through escaping.
     """
     import jinja2
     from plotly.offline import get_plotlyjs
@@ -58,9 +58,7 @@ def report_html(report: Report) -> str:
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters.update(
-        metric=metric, count=count, shorten=shorten, small=small, moment=moment, quoted=quoted
-    )
+    environment.filters.update(metric=metric, count=count, shorten=shorten, small=small, moment=moment, quoted=quoted)
     figures = _figures(report)
     plotly, page = get_plotlyjs(), _packaged("page.js")
     specifications = {figure.id: figure.chart for group in figures.values() for figure in group}
@@ -134,9 +132,7 @@ def _scores(report: Report) -> list[Figure]:
 def _classes(report: Report) -> list[Figure]:
     """Threshold curves a model, all on the same utility axis."""
     measured = [
-        (i, m.name, m.opis)
-        for i, m in enumerate(report.models)
-        if m.opis is not None and len(m.opis.utilities)
+        (i, m.name, m.opis) for i, m in enumerate(report.models) if m.opis is not None and len(m.opis.utilities)
     ]
     if not measured:
         return []
@@ -165,24 +161,15 @@ def _classes(report: Report) -> list[Figure]:
 
 
 def _key_figures(report: Report) -> list[tuple[str, str, str]]:
-    """Name, value and remark of the few numbers at the head of the page."""
-    last, first = report.models[-1], report.models[0]
-    names = list(dict.fromkeys([report.primary_metric, *last.ranking.mean]))[:3]
-    figures = [(name, metric(last.ranking.mean[name]), _was(first, last, name)) for name in names]
-    if last.opis is not None:
-        was = (
-            f"{first.name} {small(first.opis.corrected)}"
-            if first is not last and first.opis is not None
-            else ""
-        )
-        figures.append(("Corrected OPIS", small(last.opis.corrected), was))
-    return figures
-
-
-def _was(first: ModelSection, last: ModelSection, name: str) -> str:
-    if first is last or name not in first.ranking.mean:
-        return ""
-    return f"{first.name} {metric(first.ranking.mean[name])}"
+    """Name, value and the other model's value of the few numbers at the head of the page."""
+    best, against = contrast(report)
+    other = against.ranking.mean if against else {}
+    names = list(dict.fromkeys([report.primary_metric, *best.ranking.mean]))[:3]
+    figures = [(name, metric(best.ranking.mean[name]), metric(other.get(name))) for name in names]
+    if best.opis is not None:
+        was = small(against.opis.corrected) if against and against.opis else NONE
+        figures.append(("Corrected OPIS", small(best.opis.corrected), was))
+    return [(name, value, f"{against.name} {was}" if against else "") for name, value, was in figures]
 
 
 def _opis_example(report: Report) -> dict[str, str] | None:
@@ -207,9 +194,7 @@ def _worst(report: Report) -> list[tuple[ModelSection, list[tuple[QueryExample, 
     shown = []
     for model in reversed(report.models):
         if model.worst_queries:
-            shown.append(
-                (model, [(example, _elsewhere(report, model, example)) for example in model.worst_queries])
-            )
+            shown.append((model, [(example, _elsewhere(report, model, example)) for example in model.worst_queries]))
     return shown
 
 
@@ -219,7 +204,7 @@ def _elsewhere(report: Report, model: ModelSection, example: QueryExample) -> st
         values = other.ranking.per_query.get(example.metric)
         if other is not model and values is not None and example.query_id in other.ranking.query_ids:
             told.append(
-                f"{metric(float(values[other.ranking.query_ids.index(example.query_id)]))} with {other.name}"
+                f"{metric(float(values[other.ranking.query_ids.index(example.query_id)]))} with {quoted(other.name)}"
             )
     return ", ".join(told)
 

@@ -74,16 +74,14 @@ def _worst_table(model: ModelSection) -> Table | None:
         [shorten(example.text, 120), metric(example.value), _expected(example), _first(example)]
         for example in model.worst_queries
     ]
-    return Table(
-        "Worst queries", ["Query", name, "Expected (rank)", "Returned first (score)"], rows, (0, 2, 3)
-    )
+    return Table("Worst queries", ["Query", name, "Expected (rank)", "Returned first (score)"], rows, (0, 2, 3))
 
 
 def _expected(example: QueryExample) -> str:
     if not example.expected:
         return "none listed"
     best = example.expected[0]
-    rank = f"not in {count(example.returned_total)}" if best.rank is None else count(best.rank)
+    rank = f"not in top {count(example.returned_total)}" if best.rank is None else count(best.rank)
     more = f" and {count(example.expected_total - 1)} more" if example.expected_total > 1 else ""
     return f"{shorten(best.text, 120)} ({rank}){more}"
 

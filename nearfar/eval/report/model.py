@@ -148,9 +148,7 @@ class Report:
         if not model.ranking.query_ids:
             raise InputError(f"model {model.name!r} was scored on no query; evaluate it on at least one")
         if self.primary_metric not in model.ranking.mean:
-            raise UnknownNameError(
-                f"primary metric of model {model.name!r}", self.primary_metric, model.ranking.mean
-            )
+            raise UnknownNameError(f"primary metric of model {model.name!r}", self.primary_metric, model.ranking.mean)
         first = self.models[0]
         different = set(model.ranking.query_ids) ^ set(first.ranking.query_ids)
         if different:

@@ -39,10 +39,10 @@ class Table:
 
 
 def metrics_table(report: Report) -> Table:
-    """A row a metric: each model's mean and its difference from the first."""
+    """A row a metric: each model's mean and its difference from the first, with the half-width of its interval."""
     header = ["Metric", report.models[0].name]
     for model in report.models[1:]:
-        header += [model.name, "Difference", "95 % interval"]
+        header += [model.name, "Difference"]
     rows = [_metric_row(report, name) for name in _metric_names(report)]
     return Table("Mean of each metric over the queries", header, rows)
 
@@ -85,10 +85,7 @@ def curve_table(opis: OPISResult) -> Table:
     chosen = np.unique(np.linspace(0, steps - 1, min(steps, _ROWS_OF_A_CURVE)).round().astype(int))[::-1]
     low, tenth, ninetieth, high = bands(opis)
     rows = [
-        [
-            metric(float(curve[g]))
-            for curve in (opis.similarities, opis.mean_utility, tenth, ninetieth, low, high)
-        ]
+        [metric(float(curve[g])) for curve in (opis.similarities, opis.mean_utility, tenth, ninetieth, low, high)]
         for g in chosen
     ]
     header = ["Cosine threshold", "Mean utility", "10th percentile", "90th percentile", "Lowest", "Highest"]
@@ -122,24 +119,18 @@ def worst_classes(opis: OPISResult) -> list[int]:
 
 def bands(opis: OPISResult) -> tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
     """Lowest, 10th and 90th percentile, and highest utility over the classes, each (G,)."""
-    low, tenth, ninetieth, high = np.quantile(
-        opis.utilities, [0.0, 0.1, 0.9, 1.0], axis=0
-    )  # (T, G) -> (4, G)
+    low, tenth, ninetieth, high = np.quantile(opis.utilities, [0.0, 0.1, 0.9, 1.0], axis=0)  # (T, G) -> (4, G)
     return low, tenth, ninetieth, high
 
 
 def scores_table(histogram: ScoreHistogram) -> Table:
     """Shares of the positive and negative pairs accepted at a few thresholds."""
     widths = np.diff(histogram.edges)  # (bins,)
-    above = [
-        _above(density * widths) for density in (histogram.positive, histogram.negative)
-    ]  # each (bins + 1,)
+    above = [_above(density * widths) for density in (histogram.positive, histogram.negative)]  # each (bins + 1,)
     occupied = np.flatnonzero(histogram.positive + histogram.negative)
     first, last = (int(occupied[0]), int(occupied[-1]) + 1) if len(occupied) else (0, len(widths))
     chosen = np.unique(np.linspace(first, last, min(last - first, 10) + 1).round().astype(int))
-    rows = [
-        [metric(float(histogram.edges[e])), *(percent(float(share[e])) for share in above)] for e in chosen
-    ]
+    rows = [[metric(float(histogram.edges[e])), *(percent(float(share[e])) for share in above)] for e in chosen]
     return Table("Pairs at or above a cosine", ["Cosine", "Positive pairs", "Negative pairs"], rows)
 
 
@@ -202,18 +193,17 @@ def _metric_row(report: Report, name: str) -> list[str]:
     baseline = report.models[0]
     row = [name, metric(baseline.ranking.mean.get(name))]
     for model in report.models[1:]:
-        row.append(metric(model.ranking.mean.get(name)))
-        row += _difference(baseline, model, name)
+        row += [metric(model.ranking.mean.get(name)), _difference(baseline, model, name)]
     return row
 
 
-def _difference(baseline: ModelSection, model: ModelSection, name: str) -> list[str]:
+def _difference(baseline: ModelSection, model: ModelSection, name: str) -> str:
     if name not in baseline.ranking.mean or name not in model.ranking.mean:
-        return [NONE, NONE]
+        return NONE
     change = compare(baseline, model, name)
-    if change.low is None or change.high is None:
-        return [signed(change.difference), NONE]
-    return [signed(change.difference), f"{signed(change.low)} to {signed(change.high)}"]
+    if change.high is None:
+        return signed(change.difference)
+    return f"{signed(change.difference)} ± {metric(change.high - change.difference)}"
 
 
 def _sizes(opis: OPISResult) -> str:

@@ -41,7 +41,7 @@
     xaxis: axis({ ...given.xaxis, showgrid: false, showline: true, ticks: "outside", ticklen: 4 }),
     yaxis: axis({ ...given.yaxis, ticklen: 4 }),
     showlegend: given.showlegend,
-    margin: { l: 48, r: 12, t: 12, b: 44 },
+    margin: { l: 48, r: 24, t: 12, b: 44 },
     paper_bgcolor: "rgba(0,0,0,0)",
     plot_bgcolor: "rgba(0,0,0,0)",
     font: { family: getComputedStyle(document.body).fontFamily, size: 13, color: colour("ink") },
@@ -53,6 +53,13 @@
   const draw = () => {
     for (const [id, chart] of Object.entries(specifications))
       Plotly.react(id, resolve(chart.data, ""), layout(chart.layout), { responsive: true, displayModeBar: false });
+  };
+
+  // Only what can scroll needs to be reached by keyboard.
+  const reach = () => {
+    for (const box of document.querySelectorAll(".scroll"))
+      if (box.scrollWidth > box.clientWidth) box.tabIndex = 0;
+      else box.removeAttribute("tabindex");
   };
 
   const apply = (theme) => {
@@ -83,5 +90,8 @@
     apply(chosen());
   });
 
+  document.querySelectorAll("details").forEach((block) => block.addEventListener("toggle", reach));
+  window.addEventListener("resize", reach);
   apply(chosen());
+  reach();
 })();

@@ -1,0 +1,71 @@
+from __future__ import annotations
+
+import numpy as np
+
+from nearfar.eval import OPISResult, RankingResult, ScoreHistogram
+from nearfar.eval.report import ModelSection, worst_queries
+
+
+def make_ranking(ranks: np.ndarray, ids: list[str] | None = None) -> RankingResult:
+    """Metrics of queries whose one relevant document stands at the given ranks."""
+    ids = ids or [f"q{i}" for i in range(len(ranks))]
+    per_query = {f"R@{k}": (ranks <= k).astype(float) for k in (1, 10)}
+    per_query["RR@10"] = np.where(ranks <= 10, 1.0 / ranks, 0.0)
+    mean = {name: float(values.mean()) for name, values in per_query.items()}
+    return RankingResult(ids, per_query, mean, [], [], 0.0, 100 * len(ids))
+
+
+def make_opis(classes: int = 12, steps: int = 21, seed: int = 0, prefix: str = "class ") -> OPISResult:
+    rng = np.random.default_rng(seed)
+    similarities = np.linspace(0.7, 0.3, steps)
+    middle = rng.normal(0.6, 0.1, classes)
+    utilities = 1 / (1 + np.exp((similarities[None] - middle[:, None]) / 0.08))
+    opis = float(utilities.var(axis=0).mean())
+    return OPISResult(
+        opis=opis,
+        epsilon_opis=4 * opis,
+        noise_floor=opis / 4,
+        corrected=opis * 3 / 4,
+        thresholds=np.sqrt(2 - 2 * similarities),
+        similarities=similarities,
+        utilities=utilities,
+        mean_utility=utilities.mean(axis=0),
+        class_labels=[f"{prefix}{i}" for i in range(classes)],
+        class_sizes=rng.integers(2, 9, classes),
+        excluded_classes=["alone"],
+        far_range=(1e-2, 1e-1),
+        epsilon=0.1,
+        negative_pairs=1000,
+        quantile_pairs=1000,
+    )
+
+
+def make_histogram(mean: float = 0.6, bins: int = 40, seed: int = 0) -> ScoreHistogram:
+    rng = np.random.default_rng(seed)
+    edges = np.linspace(-1, 1, bins + 1)
+    positive, negative = (
+        np.histogram(rng.normal(centre, 0.15, 2000).clip(-1, 1), edges, density=True)[0] for centre in (mean, 0.1)
+    )
+    return ScoreHistogram(edges, positive, negative, 2000, 2000, False)
+
+
+def make_section(name: str, seed: int, queries: int = 40, worst: int = 3) -> ModelSection:
+    """A model whose answers lie at seeded ranks, with all parts of a section."""
+    ranks = np.random.default_rng(seed).integers(1, 25, queries)
+    ranking = make_ranking(ranks)
+    run, qrels = {}, {}
+    for query, rank in zip(ranking.query_ids, ranks, strict=True):
+        others = [f"{query}-{i}" for i in range(20)]
+        ordered = [*others[: rank - 1], f"{query}-answer", *others[rank - 1 :]][:20]
+        run[query] = {document: 1.0 - 0.01 * i for i, document in enumerate(ordered)}
+        qrels[query] = {f"{query}-answer": 1}
+    documents = {d: f"text of {d}" for q in run for d in [*run[q], f"{q}-answer"]}
+    queries_ = {query: f"question {query}" for query in run}
+    return ModelSection(
+        name=name,
+        ranking=ranking,
+        recall_curve={k: float((ranks <= k).mean()) for k in (1, 5, 10, 20)},
+        opis=make_opis(seed=seed),
+        histogram=make_histogram(seed=seed),
+        worst_queries=worst_queries(ranking, run, queries_, documents, qrels, "RR@10", limit=worst),
+    )
