@@ -101,5 +101,6 @@ class CircleLoss(RowLocalLabelLoss):
 
         slope = total.sigmoid().masked_fill_(~counted, 0.0)
         gradient = push.mul_(push_weight).mul_((slope / push_sum.clamp(min=1e-38))[:, None])  # (rows, columns)
-        gradient[rows, columns] = (pull - lse_p[rows]).exp_().mul_(pull_weight).mul_(slope[rows])
+        # Added, not set: a pair mined as positive and as negative counts as both.
+        gradient[rows, columns] += (pull - lse_p[rows]).exp_().mul_(pull_weight).mul_(slope[rows])
         return softplus(total), counted, gradient

@@ -135,18 +135,18 @@ def _intra(distances: Tensor, same: Tensor, k: int) -> Tensor:
     relative = distances[:, :k] / (nearest_other + _EPSILON)  # (n, k)
     relative = relative / relative.amax(1, keepdim=True).clamp(min=1)
     mates = same[:, :k]
-    number = mates.sum(1)  # (n,)
+    number = mates.sum(1).to(relative.dtype)  # (n,); an integer plus epsilon would round to float32
     mean = relative.masked_fill(~mates, 0.0).sum(1) / (number + _EPSILON)  # (n,)
-    return 1 - mean.sum() / ((number > 0).sum() + _EPSILON)
+    return 1 - mean.sum() / ((number > 0).to(mean.dtype).sum() + _EPSILON)
 
 
 def _inter(distances: Tensor, same: Tensor) -> Tensor:
     """Mean distance to neighbours of other classes, relative to the largest; 1 where there is none at all."""
     weights = distances.masked_fill(same, 0.0)  # (n, k)
     weights = weights / (weights.max() + _EPSILON)
-    number = (~same).sum(1)  # (n,)
+    number = (~same).sum(1).to(weights.dtype)  # (n,)
     mean = weights.sum(1) / (number + _EPSILON)  # (n,)
-    inter = mean.sum() / ((number > 0).sum() + _EPSILON)
+    inter = mean.sum() / ((number > 0).to(mean.dtype).sum() + _EPSILON)
     return torch.where(same.all(), torch.ones_like(inter), inter)
 
 

@@ -121,7 +121,8 @@ class MultiSimilarityLoss(RowLocalLabelLoss):
         pull = -self.alpha * (s_p - self.base)  # (P,)
         pull_value = softplus(segment_logsumexp(pull, rows, len(s)))  # (rows,)
         pair_gradient = (pull - pull_value[rows]).exp_().neg_()
-        gradient[rows, columns] = pair_gradient
+        # Added, not set: a pair mined as positive and as negative counts as both.
+        gradient[rows, columns] += pair_gradient
         return value + pull_value / self.alpha, torch.ones_like(value, dtype=torch.bool), gradient
 
     def _mine(self, negatives: Tensor, rows: Tensor, columns: Tensor, s_p: Tensor) -> tuple[Tensor, Tensor, Tensor]:

@@ -64,6 +64,11 @@ class Comparison:
         """Rows and columns of the similarity matrix."""
         return len(self.rows), len(self.columns)
 
+    @property
+    def is_empty(self) -> bool:
+        """Nothing is compared: there are no tiles, so a loss never sees an empty row."""
+        return 0 in self.shape
+
     def in_full_precision(self) -> Comparison:
         """The same with half-precision tensors raised to float32, under autograd: gradients return in their dtype."""
         return replace(
@@ -109,12 +114,16 @@ class Comparison:
 
     def row_blocks(self) -> Iterator[slice]:
         """Blocks of rows that span all columns."""
-        bytes_per_row = max(1, len(self.columns)) * self.rows.element_size()
+        if self.is_empty:
+            return iter(())
+        bytes_per_row = len(self.columns) * self.rows.element_size()
         return _blocks(len(self.rows), max(_FEWEST_ROWS, TILE_BYTES // bytes_per_row))
 
     def tiles(self) -> Iterator[tuple[slice, slice]]:
         """Blocks of rows and columns."""
-        width = min(_WIDEST_TILE, max(1, len(self.columns)))
+        if self.is_empty:
+            return
+        width = min(_WIDEST_TILE, len(self.columns))
         height = max(_FEWEST_ROWS, TILE_BYTES // (width * self.rows.element_size()))
         for rows in _blocks(len(self.rows), height):
             for columns in _blocks(len(self.columns), width):

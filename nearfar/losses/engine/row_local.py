@@ -47,7 +47,7 @@ def row_local(
     """
     with full_precision(comparison.rows.device):
         comparison = comparison.in_full_precision()
-        if path == "dense":
+        if path == "dense" and not comparison.is_empty:
             values, counted = rows(comparison.dense_tile())
             return values.masked_fill(~counted, 0.0).sum(), counted.sum()
         tensors = comparison.tensors()
@@ -61,7 +61,7 @@ def row_values(comparison: Comparison, rows: RowFunction, path: Path = "streamed
     """Value of every row (R,), 0 where it does not count, and which rows count, boolean (R,)."""
     with full_precision(comparison.rows.device):
         comparison = comparison.in_full_precision()
-        if path == "dense":
+        if path == "dense" and not comparison.is_empty:
             values, counted = rows(comparison.dense_tile())
             return values.masked_fill(~counted, 0.0), counted
 

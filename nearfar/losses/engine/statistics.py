@@ -121,7 +121,7 @@ def statistics(
     with full_precision(comparison.rows.device):
         comparison = comparison.in_full_precision()
         dtype = comparison.rows.dtype
-        if path == "dense":
+        if path == "dense" and not comparison.is_empty:
             return dict(tile(comparison.dense_tile()))
         program = _Program(comparison, kinds, tile, whole_rows)
         found = _TwoPass.apply(program, *comparison.tensors())  # type: ignore[no-untyped-call]

@@ -304,13 +304,15 @@ class _Grades:
             return
         coo = grades.to_sparse_coo().coalesce()  # type: ignore[no-untyped-call]
         rows, columns = coo.indices()
-        self._pairs = _PairList(rows, columns, coo.values(), shape[0])
+        values = coo.values()
+        self._dtype = values.dtype if values.is_floating_point() else torch.float32
+        self._pairs = _PairList(rows, columns, values, shape[0])
 
     def tile(self, rows: slice, columns: slice, shape: tuple[int, int]) -> Tensor:
         if self._dense is not None:
             return self._dense[rows, columns]
         if not self.is_diagonal:
-            return self._pairs.dense(rows, columns, shape, torch.float32)
+            return self._pairs.dense(rows, columns, shape, self._dtype)
         shift = (rows.start or 0) - (columns.start or 0)
         row = torch.arange(shape[0], device=self._device)[:, None]
         return torch.arange(shape[1], device=self._device) - row == shift  # (rows, columns)
