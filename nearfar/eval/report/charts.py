@@ -41,7 +41,7 @@ def recall_chart(report: Report) -> Chart:
             {
                 "type": "scatter",
                 "mode": "lines+markers",
-                "name": _label(model.name),
+                "name": _label(_clip(model.name)),
                 "x": cutoffs,
                 "y": _numbers([model.recall_curve[k] for k in cutoffs]),
                 "line": {"color": colour, "width": 2.5, "dash": _DASHES[i // 4 % 3]},

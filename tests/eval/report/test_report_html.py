@@ -15,7 +15,7 @@ from report_samples import make_histogram, make_opis, make_ranking, make_section
 
 from nearfar.eval.report import ExpectedDocument, ModelSection, QueryExample, Report, ReturnedDocument
 from nearfar.eval.report.charts import MAX_CLASS_LINES, drawn_classes
-from nearfar.eval.report.html import report_html
+from nearfar.eval.report.html import report_html, script_json
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7 * 7 }}--><!--"
 
@@ -247,6 +247,13 @@ def test_hostile_texts_are_inert() -> None:
     outside = text.replace(page.scripts[1], "")
     assert "<script>alert" not in outside
     assert "<img" not in outside
+
+
+def test_embedded_json_cannot_end_its_script() -> None:
+    value = {HOSTILE: [HOSTILE, 0.5, None]}
+    text = script_json(value)
+    assert not set("<>&") & set(text)
+    assert json.loads(text) == value
 
 
 def test_charts_show_hostile_names_letter_by_letter() -> None:
