@@ -1,0 +1,47 @@
+"""Retrieval: encoders, fine-tuning, the vector index and the retriever; names load on first use."""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nearfar.retrieval.encoders import EncoderFingerprint, fingerprint, load_encoder
+    from nearfar.retrieval.index.results import Hit, SearchResult
+    from nearfar.retrieval.index.vector_index import VectorIndex
+    from nearfar.retrieval.retriever import Retriever
+    from nearfar.retrieval.training.fine_tune import FineTuneResult, fine_tune
+
+_MODULES = {
+    "EncoderFingerprint": "encoders",
+    "FineTuneResult": "training.fine_tune",
+    "Hit": "index.results",
+    "Retriever": "retriever",
+    "SearchResult": "index.results",
+    "VectorIndex": "index.vector_index",
+    "fine_tune": "training.fine_tune",
+    "fingerprint": "encoders",
+    "load_encoder": "encoders",
+}
+
+__all__ = [
+    "EncoderFingerprint",
+    "FineTuneResult",
+    "Hit",
+    "Retriever",
+    "SearchResult",
+    "VectorIndex",
+    "fine_tune",
+    "fingerprint",
+    "load_encoder",
+]
+
+
+def __getattr__(name: str) -> Any:
+    if name in _MODULES:
+        return getattr(importlib.import_module(f"{__name__}.{_MODULES[name]}"), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

@@ -1,0 +1,1 @@
+"""The vector index: immutable segments named by one manifest."""
