@@ -2,10 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
+
+from nearfar.errors import InputError
+from nearfar.eval.inputs import ArrayLike
+from nearfar.eval.thresholds.noise import AcceptCounts, harmonic_mean, noise_floor
+from nearfar.eval.thresholds.pairs import PairSet, l2_distances, pair_set
+from nearfar.eval.thresholds.quantiles import negative_distance_quantiles
 
 
 @dataclass(frozen=True)
@@ -19,18 +26,19 @@ class OPISResult:
         epsilon_opis: mean squared gap between the best and the worst `epsilon` share of the classes.
         noise_floor: the OPIS that sampling noise alone would give, were all classes alike.
         corrected: max(0, opis - noise_floor).
-        thresholds: float64 (G,), ascending L2 distances between unit vectors; a pair is accepted at or below one.
+        thresholds: float64 (G,), ascending L2 distances between unit vectors; a pair is accepted at or below
+            one.
         similarities: float64 (G,), the same thresholds as cosines, descending.
         utilities: float64 (T, G), utility of each class at each threshold.
         mean_utility: float64 (G,), mean of `utilities` over the classes.
         class_labels: T labels, ascending; the rows of `utilities`.
         class_sizes: int64 (T,), samples of each class.
         excluded_classes: labels of the classes with fewer than `min_class_size` samples; negatives only.
-        far_range: false-accept rates at the first and last threshold, or None when the caller gave the distances.
+        far_range: false-accept rates at the first and last threshold, or None when the caller gave the
+            distances.
         epsilon: the share used for `epsilon_opis`.
         negative_pairs: number of unordered negative pairs in the set.
-        quantile_pairs: negative pairs that the far_range quantiles were read from; below `negative_pairs` they were
-            sampled.
+        quantile_pairs: negative pairs that the far_range quantiles were read from: all of them.
     """
 
     opis: float
@@ -48,3 +56,150 @@ class OPISResult:
     epsilon: float
     negative_pairs: int
     quantile_pairs: int
+
+
+def opis(
+    embeddings: ArrayLike,
+    labels: ArrayLike,
+    far_range: tuple[float, float] = (1e-2, 1e-1),
+    thresholds: int = 101,
+    epsilon: float = 0.1,
+    min_class_size: int = 2,
+    seed: int = 0,
+    distances: Sequence[float] | NDArray[np.float64] | None = None,
+) -> OPISResult:
+    """Measure how differently classes fare under one and the same threshold.
+
+    At a threshold a pair is accepted when its L2 distance (unit vectors, ``sqrt(2 - 2 cos)``) does not exceed
+    it. For each class, sensitivity is the share of its positive pairs that are accepted, specificity the
+    share of its negative pairs (one sample inside, one outside) that are not, and utility their harmonic
+    mean. OPIS is the variance of the utilities over the classes (divided by T), averaged over the thresholds.
+    0: one threshold serves every class alike.
+
+    Classes of few samples measure mostly noise: classes with one true curve still show about 0.15 at two
+        samples
+    each. Read `corrected`, which takes the expected noise off, or `opis` beside `noise_floor`
+    (see `nearfar.eval.thresholds.noise` for its assumptions). At two samples a class the two cannot be told
+    apart.
+
+    Args:
+        embeddings: array or tensor (N, D), finite, no zero rows; scaled to length one and computed in
+            float64.
+        labels: N integers of any size, or N strings.
+        far_range: false-accept rates over all negative pairs between which thresholds are taken; 0.01 to 0.1
+            in the paper. The distances there are exact quantiles (linear interpolation).
+        thresholds: how many equally spaced distances, both ends included; 101 by default, a common choice.
+        epsilon: share of the classes that `epsilon_opis` calls best and worst (by mean utility over the
+            thresholds, at least one class, ties by label); 0.1 in the paper.
+        min_class_size: classes with fewer samples are not measured, but serve as negatives. At least 2.
+        seed: of the draws behind `noise_floor`; nothing else is random.
+        distances: ascending L2 distances to use as thresholds, in place of `far_range` and `thresholds`.
+
+    Returns:
+        The scores and every class's utility curve. Time grows with N squared (three passes over all pairs);
+        memory with N times the number of thresholds.
+
+    Raises:
+        InputError: malformed embeddings or labels, an option out of range, fewer than two classes to measure,
+            or negatives that all lie at one distance.
+
+    Example:
+        >>> import numpy as np
+        >>> angles = np.radians([0.0, 10, 25, 40, 70, 120, 125, 131])
+        >>> points = np.stack([np.cos(angles), np.sin(angles)], axis=1)
+        >>> grid = [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
+        >>> result = opis(points, [0, 0, 0, 1, 1, 2, 2, 2], distances=grid)
+        >>> round(result.opis, 6)
+        0.108815
+
+    Source: Zhang et al., "Threshold-Consistent Margin Loss for Open-World Deep Metric Learning", ICLR 2024.
+    """
+    _check_options(far_range, thresholds, epsilon, min_class_size)
+    pairs = pair_set(embeddings, labels)
+    measured = pairs.sizes >= min_class_size  # (C,)
+    if measured.sum() < 2:
+        raise InputError(
+            f"{int(measured.sum())} of {len(measured)} classes have at least min_class_size={min_class_size} samples; "
+            "OPIS compares two or more"
+        )
+    if distances is None:
+        low, high = negative_distance_quantiles(pairs, far_range)
+        if low == high:
+            raise InputError(
+                f"the negative pairs lie at one distance ({low:.6g}) between the false-accept rates {far_range}: "
+                "the embeddings have collapsed, or far_range is too narrow"
+            )
+        grid = np.linspace(low, high, thresholds)
+    else:
+        grid = _checked_grid(distances)
+    counts = _accept_counts(pairs, grid, measured)
+    utilities = harmonic_mean(counts.sensitivity(), counts.specificity())  # (T, G)
+    score = float(utilities.var(axis=0).mean())
+    floor = noise_floor(counts, seed)
+    return OPISResult(
+        opis=score,
+        epsilon_opis=_epsilon_opis(utilities, epsilon),
+        noise_floor=floor,
+        corrected=max(0.0, score - floor),
+        thresholds=grid,
+        similarities=1.0 - grid**2 / 2.0,
+        utilities=utilities,
+        mean_utility=utilities.mean(axis=0),
+        class_labels=_pick(pairs.names, measured),
+        class_sizes=pairs.sizes[measured],
+        excluded_classes=_pick(pairs.names, ~measured),
+        far_range=far_range if distances is None else None,
+        epsilon=epsilon,
+        negative_pairs=pairs.negative_pairs,
+        quantile_pairs=pairs.negative_pairs,
+    )
+
+
+def _accept_counts(pairs: PairSet, grid: NDArray[np.float64], measured: NDArray[np.bool_]) -> AcceptCounts:
+    samples, steps = len(pairs.codes), len(grid)
+    positive = np.zeros(samples * steps, dtype=np.int64)
+    negative = np.zeros(samples * steps, dtype=np.int64)
+    for block in pairs.blocks():
+        lengths = l2_distances(block.cosines)  # (rows, N - first)
+        near = lengths <= grid[-1]
+        for tally, kind in ((positive, block.positive), (negative, block.negative)):
+            row, column = np.nonzero(kind & near)
+            step = np.searchsorted(grid, lengths[row, column], side="left")  # first threshold that accepts
+            np.add.at(tally, (block.first + row) * steps + step, 1)
+            np.add.at(tally, (block.first + column) * steps + step, 1)
+    keep = measured[pairs.codes]  # (N,)
+    return AcceptCounts(
+        positive=positive.reshape(samples, steps)[keep].cumsum(axis=1),
+        negative=negative.reshape(samples, steps)[keep].cumsum(axis=1),
+        sizes=pairs.sizes[measured],
+        total=samples,
+    )
+
+
+def _epsilon_opis(utilities: NDArray[np.float64], epsilon: float) -> float:
+    count = max(1, round(epsilon * len(utilities)))
+    order = np.argsort(utilities.mean(axis=1), kind="stable")
+    gap = utilities[order[-count:]].mean(axis=0) - utilities[order[:count]].mean(axis=0)  # (G,)
+    return float(np.mean(gap**2))
+
+
+def _pick(names: list[int] | list[str], mask: NDArray[np.bool_]) -> list[int] | list[str]:
+    return [name for name, keep in zip(names, mask, strict=True) if keep]  # type: ignore[return-value]
+
+
+def _check_options(far_range: tuple[float, float], thresholds: int, epsilon: float, min_class_size: int) -> None:
+    if len(far_range) != 2 or not 0 < far_range[0] < far_range[1] < 1:
+        raise InputError(f"far_range is {far_range}; it must be two ascending rates between 0 and 1")
+    if thresholds < 2:
+        raise InputError(f"thresholds is {thresholds}; at least 2 are needed")
+    if not 0 < epsilon <= 1:
+        raise InputError(f"epsilon is {epsilon}; it must be above 0 and at most 1")
+    if min_class_size < 2:
+        raise InputError(f"min_class_size is {min_class_size}; a class needs 2 samples to have a positive pair")
+
+
+def _checked_grid(distances: Sequence[float] | NDArray[np.float64]) -> NDArray[np.float64]:
+    grid = np.array(distances, dtype=np.float64)
+    if grid.ndim != 1 or not len(grid) or not (np.diff(grid) > 0).all() or not ((grid >= 0) & (grid <= 2)).all():
+        raise InputError("distances must be one or more ascending numbers between 0 and 2")
+    return grid

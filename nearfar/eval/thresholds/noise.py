@@ -1,0 +1,144 @@
+"""What OPIS would be if all classes were alike: the share of it that sampling noise explains."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+_DRAWS = 1000
+
+
+@dataclass(frozen=True)
+class AcceptCounts:
+    """Accepted pairs at G thresholds, for the samples of T classes (sorted by class) of `total` samples.
+
+    Attributes:
+        positive: int64 (M, G), for each sample the accepted pairs with its own class.
+        negative: int64 (M, G), for each sample the accepted pairs with other classes.
+        sizes: int64 (T,), samples of each class; sums to M.
+        total: N, samples of the whole set, which includes those of classes that are too small.
+    """
+
+    positive: NDArray[np.int64]
+    negative: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+    total: int
+
+    def by_class(self, values: NDArray[np.float64] | NDArray[np.int64]) -> NDArray[np.float64]:
+        """Sums over the samples of each class, (M, G) -> (T, G)."""
+        return np.add.reduceat(values, np.cumsum(self.sizes) - self.sizes, axis=0).astype(np.float64)
+
+    def sensitivity(self) -> NDArray[np.float64]:
+        """Share of accepted positive pairs, (T, G)."""
+        # Each pair is counted by both of its samples.
+        return self.by_class(self.positive) / (self.sizes * (self.sizes - 1))[:, None]
+
+    def specificity(self) -> NDArray[np.float64]:
+        """Share of rejected negative pairs, (T, G)."""
+        return 1.0 - self.by_class(self.negative) / (self.sizes * (self.total - self.sizes))[:, None]
+
+
+def harmonic_mean(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
+    """2ab / (a + b), and 0 where both are 0."""
+    total = a + b
+    return np.divide(2.0 * a * b, total, out=np.zeros_like(total), where=total > 0)
+
+
+def noise_floor(counts: AcceptCounts, seed: int) -> float:
+    """Expected OPIS when every class has the pooled true curve and only the drawn samples differ.
+
+    At each threshold, for each class size n, utilities are drawn from a model whose moments come from the
+    data:
+
+    - sensitivity: a beta-binomial over the n(n - 1)/2 pairs with the pooled acceptance rate p as its mean and
+    the
+      variance of a U-statistic, ``(2 p (1 - p) + 4 (n - 2) c) / (n (n - 1))``. c is the covariance of two
+      pairs that share a sample; taking pairs as independent (c = 0) would make the noise too small. c is
+      measured within classes of four or more samples (shared pairs against disjoint ones), so true
+      differences between classes do not enter. Without such classes c is measured against p squared, which
+      does let them in: the floor is then too high rather than too low. Two samples a class have no shared
+          pair, and their one accept-or-reject carries no
+      trace of how classes differ, so there the floor takes nearly all of OPIS.
+    - specificity: normal around the pooled rate, with the variance within classes of the samples' own rates
+    over n.
+
+    Sensitivity and specificity are drawn independently, and a class's curve across thresholds needs no model,
+    since OPIS is a mean over thresholds.
+
+    Args:
+        counts: the accepted pairs.
+        seed: of the 1,000 draws for each class size.
+    """
+    sizes, repeats = np.unique(counts.sizes, return_counts=True)
+    share = repeats / repeats.sum()
+    rate = _pooled(counts.sensitivity(), counts.sizes)  # (G,)
+    covariance = _shared_pair_covariance(counts, rate)  # (G,)
+    specificity = _pooled(counts.specificity(), counts.sizes)
+    spread = _within_class_variance(counts)
+    rng = np.random.default_rng(seed)
+    first = np.zeros_like(rate)
+    second = np.zeros_like(rate)
+    variance_of_mean = np.zeros_like(rate)
+    for size, part in zip(sizes.tolist(), share.tolist(), strict=True):
+        accepted = _draw_sensitivity(rng, size, rate, covariance)  # (draws, G)
+        rejected = rng.normal(specificity, np.sqrt(spread / size), (_DRAWS, len(rate))).clip(0.0, 1.0)
+        utility = harmonic_mean(accepted, rejected)
+        first += part * utility.mean(axis=0)
+        second += part * (utility**2).mean(axis=0)
+        variance_of_mean += part * utility.var(axis=0) / len(counts.sizes)
+    # E[mean of U^2 - (mean of U)^2] over the classes of one threshold.
+    return float(np.mean(np.maximum(second - first**2 - variance_of_mean, 0.0)))
+
+
+def _pooled(values: NDArray[np.float64], sizes: NDArray[np.int64]) -> NDArray[np.float64]:
+    weights = sizes / sizes.sum()
+    return np.asarray(weights @ values)  # (T,) @ (T, G) -> (G,)
+
+
+def _shared_pair_covariance(counts: AcceptCounts, rate: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Covariance of the acceptance of two pairs of a class that share a sample, (G,)."""
+    n = counts.sizes.astype(np.float64)
+    large = n >= 4 if (n >= 4).any() else n >= 3
+    if not large.any():
+        return np.zeros_like(rate)
+    n = n[large][:, None]  # (T', 1)
+    pairs = counts.by_class(counts.positive)[large] / 2.0
+    both = counts.by_class(counts.positive * (counts.positive - 1))[large]  # ordered pairs that share a sample
+    shared = both / (n * (n - 1) * (n - 2))
+    weights = n / n.sum()
+    if n.min() >= 4:
+        # All ordered pairs of distinct pairs, less those that share a sample.
+        disjoint = (pairs**2 - pairs - both) / (n * (n - 1) * (n - 2) * (n - 3) / 4.0)
+        covariance = (weights * (shared - disjoint)).sum(axis=0)
+    else:
+        covariance = (weights * shared).sum(axis=0) - rate**2
+    # A U-statistic bounds it by half the variance of one pair.
+    return np.asarray(np.clip(covariance, 0.0, rate * (1.0 - rate) / 2.0))
+
+
+def _within_class_variance(counts: AcceptCounts) -> NDArray[np.float64]:
+    """Variance within classes of the samples' own false-accept rates, (G,)."""
+    class_of = np.repeat(np.arange(len(counts.sizes)), counts.sizes)
+    rates = counts.negative / (counts.total - counts.sizes)[class_of][:, None]  # (M, G)
+    means = counts.by_class(rates) / counts.sizes[:, None]
+    return np.asarray(((rates - means[class_of]) ** 2).sum(axis=0) / (counts.sizes - 1).sum())
+
+
+def _draw_sensitivity(
+    rng: np.random.Generator, size: int, rate: NDArray[np.float64], covariance: NDArray[np.float64]
+) -> NDArray[np.float64]:
+    """Beta-binomial shares of accepted pairs of a class of `size` samples, (draws, G)."""
+    pairs = size * (size - 1) // 2
+    variance = rate * (1.0 - rate)
+    inner = (rate > 0) & (rate < 1)
+    correlation = np.zeros_like(rate)  # of two pairs of the class, averaged over shared and disjoint ones
+    if pairs > 1:
+        np.divide(4.0 * covariance, variance * (size + 1), out=correlation, where=inner)
+    clustered = correlation > 1e-9
+    chance = np.broadcast_to(rate, (_DRAWS, len(rate))).copy()
+    strength = 1.0 / correlation[clustered] - 1.0
+    mean = rate[clustered]
+    chance[:, clustered] = rng.beta(mean * strength, (1.0 - mean) * strength, (_DRAWS, len(mean)))
+    return rng.binomial(pairs, chance) / pairs
