@@ -65,6 +65,8 @@ class Loss(nn.Module):
     #: The paper, for the registry and the model card.
     paper: ClassVar[str]
     citation: ClassVar[str] = ""
+    #: The parameters (and row and column data) whose gradients ``rows_with_gradient`` returns as well, by name.
+    closed_form_names: ClassVar[tuple[str, ...]] = ()
 
     def __init__(self, *, reduction: Reduction = "mean", path: Path = "streamed") -> None:
         super().__init__()
@@ -304,7 +306,8 @@ def reduce_rows(loss: Loss, comparison: Comparison, rows: object, rows_with_grad
     if loss.reduction == "none":
         values, _ = row_values(comparison, rows, loss.path)  # type: ignore[arg-type]
         return values
-    total, count = row_local(comparison, rows, rows_with_gradient, loss.path)  # type: ignore[arg-type]
+    names = loss.closed_form_names
+    total, count = row_local(comparison, rows, rows_with_gradient, loss.path, names)  # type: ignore[arg-type]
     return total / count.clamp(min=1)
 
 

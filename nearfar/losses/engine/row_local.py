@@ -7,7 +7,7 @@ applied outside.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection, Mapping
 from typing import Any, Literal
 
 import torch
@@ -19,10 +19,13 @@ from nearfar.losses.engine.precision import full_precision
 from nearfar.losses.engine.statistics import Sum, statistics
 
 Path = Literal["streamed", "dense"]
-# Values per row (rows,), and which rows count in the mean, boolean (rows,).
+# Values per row (rows,), and which rows count in the mean, boolean (rows,), or how many terms of it, integer (rows,).
 RowValues = tuple[Tensor, Tensor]
-# The same with the gradient of each row's value on its similarities (rows, columns).
-RowGradient = tuple[Tensor, Tensor, Tensor]
+# The same with the gradient of each row's value on its similarities (rows, columns), and, for a loss that has them in
+# closed form, the gradients of the tile's sum on its row data, column data or parameters by name.
+RowGradient = (
+    tuple[Tensor, Tensor, Tensor] | tuple[Tensor, Tensor, Tensor, Mapping[str, Tensor]]
+)
 RowFunction = Callable[[Tile], RowValues]
 RowGradientFunction = Callable[[Tile], RowGradient]
 
@@ -32,6 +35,7 @@ def row_local(
     rows: RowFunction,
     rows_with_gradient: RowGradientFunction | None = None,
     path: Path = "streamed",
+    closed_form_names: Collection[str] = (),
 ) -> tuple[Tensor, Tensor]:
     """Sum of the values of the rows that count, and their number.
 
@@ -39,35 +43,45 @@ def row_local(
         comparison: what is compared.
         rows: the loss of a tile of complete rows. A row that does not count may have any finite value.
         rows_with_gradient: the same with its gradient on the similarities in closed form, zero in rows that do not
-            count. Used when nothing but rows and columns needs a gradient.
+            count. Used when nothing needs a gradient but rows, columns and what ``closed_form_names`` names.
         path: "streamed" never holds the matrix; "dense" does, and can be differentiated twice.
+        closed_form_names: row data, column data and parameters whose gradients ``rows_with_gradient`` returns too.
 
     Returns:
-        The sum, connected to the graph, and the count, both scalars.
+        The sum, connected to the graph, and the count (the sum of what ``rows`` counts), both scalars.
     """
     with full_precision(comparison.rows.device):
         comparison = comparison.in_full_precision()
         if path == "dense" and not comparison.is_empty:
             values, counted = rows(comparison.dense_tile())
-            return values.masked_fill(~counted, 0.0).sum(), counted.sum()
+            return values.masked_fill(counted == 0, 0.0).sum(), counted.sum()
         tensors = comparison.tensors()
-        wanted = [torch.is_grad_enabled() and tensor.requires_grad for tensor in tensors]
-        closed_form = rows_with_gradient if any(wanted) and not any(wanted[2:]) else None
+        wanted = [
+            torch.is_grad_enabled() and tensor.requires_grad for tensor in tensors
+        ]
+        named = zip(comparison.names(), wanted[2:], strict=True)
+        covered = all(name in closed_form_names for name, want in named if want)
+        closed_form = rows_with_gradient if any(wanted) and covered else None
         total, count = _OnePass.apply(comparison, rows, closed_form, wanted, *tensors)  # type: ignore[no-untyped-call]
         return total, count
 
 
-def row_values(comparison: Comparison, rows: RowFunction, path: Path = "streamed") -> RowValues:
+def row_values(
+    comparison: Comparison, rows: RowFunction, path: Path = "streamed"
+) -> RowValues:
     """Value of every row (R,), 0 where it does not count, and which rows count, boolean (R,)."""
     with full_precision(comparison.rows.device):
         comparison = comparison.in_full_precision()
         if path == "dense" and not comparison.is_empty:
             values, counted = rows(comparison.dense_tile())
-            return values.masked_fill(~counted, 0.0), counted
+            return values.masked_fill(counted == 0, 0.0), counted > 0
 
         def tile(block: Tile) -> dict[str, Tensor]:
             values, counted = rows(block)
-            return {"values": values.masked_fill(~counted, 0.0), "counted": counted.to(values.dtype)}
+            return {
+                "values": values.masked_fill(counted == 0, 0.0),
+                "counted": counted.to(values.dtype),
+            }
 
         kinds = {"values": Sum("rows"), "counted": Sum("rows", differentiable=False)}
         found = statistics(comparison, kinds, tile, whole_rows=True)
@@ -86,7 +100,9 @@ class _OnePass(torch.autograd.Function):
         wanted: list[bool],
         *tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        sweep = _Sweep(comparison.with_tensors([tensor.detach() for tensor in tensors]), wanted)
+        sweep = _Sweep(
+            comparison.with_tensors([tensor.detach() for tensor in tensors]), wanted
+        )
         for block in comparison.row_blocks():
             if closed_form is not None:
                 sweep.add_closed_form(block, closed_form)
@@ -94,7 +110,9 @@ class _OnePass(torch.autograd.Function):
                 sweep.add(block, rows)
         gradients = sweep.gradients()
         ctx.present = [gradient is not None for gradient in gradients]
-        ctx.save_for_backward(*(gradient for gradient in gradients if gradient is not None))
+        ctx.save_for_backward(
+            *(gradient for gradient in gradients if gradient is not None)
+        )
         total = sweep.total.to(comparison.rows.dtype)
         ctx.mark_non_differentiable(sweep.count)
         return total, sweep.count
@@ -103,7 +121,9 @@ class _OnePass(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         saved = iter(ctx.saved_tensors)
-        gradients = [next(saved) * grad_total if present else None for present in ctx.present]
+        gradients = [
+            next(saved) * grad_total if present else None for present in ctx.present
+        ]
         return (None, None, None, None, *gradients)
 
 
@@ -114,7 +134,9 @@ class _Sweep:
         self.comparison = comparison
         self.wanted = wanted
         rows = comparison.rows
-        self.walk = comparison.similarity.walk(rows, comparison.columns, wanted[0], wanted[1])
+        self.walk = comparison.similarity.walk(
+            rows, comparison.columns, wanted[0], wanted[1]
+        )
         self.total = torch.zeros((), dtype=torch.float64, device=rows.device)
         self.count = torch.zeros((), dtype=torch.int64, device=rows.device)
         self.extra = [
@@ -124,15 +146,22 @@ class _Sweep:
 
     def add_closed_form(self, block: slice, function: RowGradientFunction) -> None:
         similarity = self.walk.tile(block, slice(None))
-        values, counted, gradient = function(self._tile(block, similarity, self.comparison))
-        self._count(values.masked_fill(~counted, 0.0).sum(), counted)
+        values, counted, gradient, *others = function(
+            self._tile(block, similarity, self.comparison)
+        )
+        self._count(values.masked_fill(counted == 0, 0.0).sum(), counted)
+        found: Mapping[str, Tensor] = others[0] if others else {}
+        row_data = self.comparison.row_data
+        for name, total in zip(self.comparison.names(), self.extra, strict=True):
+            if total is not None:
+                (total[block] if name in row_data else total).add_(found[name])
         self.walk.pull(block, slice(None), similarity, gradient)
 
     def add(self, block: slice, function: RowFunction) -> None:
         similarity = self.walk.tile(block, slice(None))
         if not any(self.wanted):
             values, counted = function(self._tile(block, similarity, self.comparison))
-            self._count(values.masked_fill(~counted, 0.0).sum(), counted)
+            self._count(values.masked_fill(counted == 0, 0.0).sum(), counted)
             return
         leaves = [
             tensor.detach().requires_grad_(want)
@@ -140,13 +169,17 @@ class _Sweep:
         ]
         similarity.requires_grad_(self.wanted[0] or self.wanted[1])
         with torch.enable_grad():
-            values, counted = function(self._tile(block, similarity, self.comparison.with_tensors(leaves)))
-            total = values.masked_fill(~counted, 0.0).sum()
+            values, counted = function(
+                self._tile(block, similarity, self.comparison.with_tensors(leaves))
+            )
+            total = values.masked_fill(counted == 0, 0.0).sum()
         self._count(total.detach(), counted)
         if total.requires_grad:
             self._pull(block, similarity, leaves[2:], total)
 
-    def _pull(self, block: slice, similarity: Tensor, leaves: list[Tensor], total: Tensor) -> None:
+    def _pull(
+        self, block: slice, similarity: Tensor, leaves: list[Tensor], total: Tensor
+    ) -> None:
         inputs = [tensor for tensor in (similarity, *leaves) if tensor.requires_grad]
         found = iter(torch.autograd.grad(total, inputs, allow_unused=True))
         if similarity.requires_grad:
