@@ -10,26 +10,10 @@ operands first (class means, drawn margins, moving averages):
 """
 
 from nearfar.losses.engine.comparison import Comparison, Tile
-from nearfar.losses.engine.reductions import (
-    masked_logsumexp,
-    segment_logsumexp,
-    segment_sum,
-    softplus,
-)
-from nearfar.losses.engine.row_local import (
-    RowGradient,
-    RowValues,
-    row_local,
-    row_values,
-)
+from nearfar.losses.engine.reductions import masked_logsumexp, segment_logsumexp, segment_sum, softplus
+from nearfar.losses.engine.row_local import RowGradient, RowValues, row_local, row_values
 from nearfar.losses.engine.similarity import Dot, Euclidean, Similarity
-from nearfar.losses.engine.statistics import (
-    LogSumExp,
-    Maximum,
-    Statistic,
-    Sum,
-    statistics,
-)
+from nearfar.losses.engine.statistics import LogSumExp, Maximum, Statistic, Sum, statistics
 from nearfar.losses.engine.targets import (
     FunctionTarget,
     LabelTarget,

@@ -75,26 +75,15 @@ class Comparison:
             self,
             rows=_raise_precision(self.rows),
             columns=_raise_precision(self.columns),
-            row_data={
-                name: _raise_precision(value) for name, value in self.row_data.items()
-            },
-            column_data={
-                name: _raise_precision(value)
-                for name, value in self.column_data.items()
-            },
-            parameters={
-                name: _raise_precision(value) for name, value in self.parameters.items()
-            },
+            row_data={name: _raise_precision(value) for name, value in self.row_data.items()},
+            column_data={name: _raise_precision(value) for name, value in self.column_data.items()},
+            parameters={name: _raise_precision(value) for name, value in self.parameters.items()},
         )
 
     def tensors(self) -> list[Tensor]:
         """All operands in a fixed order, for the autograd function."""
         parts = (self.row_data, self.column_data, self.parameters)
-        return [
-            self.rows,
-            self.columns,
-            *(value for part in parts for value in part.values()),
-        ]
+        return [self.rows, self.columns, *(value for part in parts for value in part.values())]
 
     def names(self) -> list[str]:
         """Names of all operands but rows and columns, in the order of ``tensors()``."""
@@ -105,8 +94,7 @@ class Comparison:
         rows, columns, *rest = tensors
         values = iter(rest)
         row_data, column_data, parameters = (
-            {name: next(values) for name in part}
-            for part in (self.row_data, self.column_data, self.parameters)
+            {name: next(values) for name in part} for part in (self.row_data, self.column_data, self.parameters)
         )
         return replace(
             self,

@@ -28,9 +28,7 @@ def masked_logsumexp(values: Tensor, mask: Tensor, dim: int = 1) -> Tensor:
     peak = peak.masked_fill(peak == neg_inf, 0.0)
     total = (masked - peak).exp().sum(dim)
     empty = total == 0
-    return (total.masked_fill(empty, 1.0).log() + peak.squeeze(dim)).masked_fill(
-        empty, neg_inf
-    )
+    return (total.masked_fill(empty, 1.0).log() + peak.squeeze(dim)).masked_fill(empty, neg_inf)
 
 
 def segment_sum(values: Tensor, segments: Tensor, count: int) -> Tensor:
@@ -40,9 +38,7 @@ def segment_sum(values: Tensor, segments: Tensor, count: int) -> Tensor:
 
 def segment_logsumexp(values: Tensor, segments: Tensor, count: int) -> Tensor:
     """Log-sum-exp of ``values`` (P,) per segment, as (count,); ``-inf`` for an empty segment. No gradient."""
-    peak = values.new_full((count,), -torch.inf).scatter_reduce_(
-        0, segments, values, "amax"
-    )
+    peak = values.new_full((count,), -torch.inf).scatter_reduce_(0, segments, values, "amax")
     finite_peak = peak.masked_fill(peak == -torch.inf, 0.0)
     total = segment_sum((values - finite_peak[segments]).exp_(), segments, count)
     return total.log() + finite_peak

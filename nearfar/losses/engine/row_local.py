@@ -23,9 +23,7 @@ Path = Literal["streamed", "dense"]
 RowValues = tuple[Tensor, Tensor]
 # The same with the gradient of each row's value on its similarities (rows, columns), and, for a loss that has them in
 # closed form, the gradients of the tile's sum on its row data, column data or parameters by name.
-RowGradient = (
-    tuple[Tensor, Tensor, Tensor] | tuple[Tensor, Tensor, Tensor, Mapping[str, Tensor]]
-)
+RowGradient = tuple[Tensor, Tensor, Tensor] | tuple[Tensor, Tensor, Tensor, Mapping[str, Tensor]]
 RowFunction = Callable[[Tile], RowValues]
 RowGradientFunction = Callable[[Tile], RowGradient]
 
@@ -56,9 +54,7 @@ def row_local(
             values, counted = rows(comparison.dense_tile())
             return values.masked_fill(counted == 0, 0.0).sum(), counted.sum()
         tensors = comparison.tensors()
-        wanted = [
-            torch.is_grad_enabled() and tensor.requires_grad for tensor in tensors
-        ]
+        wanted = [torch.is_grad_enabled() and tensor.requires_grad for tensor in tensors]
         named = zip(comparison.names(), wanted[2:], strict=True)
         covered = all(name in closed_form_names for name, want in named if want)
         closed_form = rows_with_gradient if any(wanted) and covered else None
@@ -66,9 +62,7 @@ def row_local(
         return total, count
 
 
-def row_values(
-    comparison: Comparison, rows: RowFunction, path: Path = "streamed"
-) -> RowValues:
+def row_values(comparison: Comparison, rows: RowFunction, path: Path = "streamed") -> RowValues:
     """Value of every row (R,), 0 where it does not count, and which rows count, boolean (R,)."""
     with full_precision(comparison.rows.device):
         comparison = comparison.in_full_precision()
@@ -78,10 +72,7 @@ def row_values(
 
         def tile(block: Tile) -> dict[str, Tensor]:
             values, counted = rows(block)
-            return {
-                "values": values.masked_fill(counted == 0, 0.0),
-                "counted": counted.to(values.dtype),
-            }
+            return {"values": values.masked_fill(counted == 0, 0.0), "counted": counted.to(values.dtype)}
 
         kinds = {"values": Sum("rows"), "counted": Sum("rows", differentiable=False)}
         found = statistics(comparison, kinds, tile, whole_rows=True)
@@ -100,9 +91,7 @@ class _OnePass(torch.autograd.Function):
         wanted: list[bool],
         *tensors: Tensor,
     ) -> tuple[Tensor, Tensor]:
-        sweep = _Sweep(
-            comparison.with_tensors([tensor.detach() for tensor in tensors]), wanted
-        )
+        sweep = _Sweep(comparison.with_tensors([tensor.detach() for tensor in tensors]), wanted)
         for block in comparison.row_blocks():
             if closed_form is not None:
                 sweep.add_closed_form(block, closed_form)
@@ -110,9 +99,7 @@ class _OnePass(torch.autograd.Function):
                 sweep.add(block, rows)
         gradients = sweep.gradients()
         ctx.present = [gradient is not None for gradient in gradients]
-        ctx.save_for_backward(
-            *(gradient for gradient in gradients if gradient is not None)
-        )
+        ctx.save_for_backward(*(gradient for gradient in gradients if gradient is not None))
         total = sweep.total.to(comparison.rows.dtype)
         ctx.mark_non_differentiable(sweep.count)
         return total, sweep.count
@@ -121,9 +108,7 @@ class _OnePass(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         saved = iter(ctx.saved_tensors)
-        gradients = [
-            next(saved) * grad_total if present else None for present in ctx.present
-        ]
+        gradients = [next(saved) * grad_total if present else None for present in ctx.present]
         return (None, None, None, None, *gradients)
 
 
@@ -134,9 +119,7 @@ class _Sweep:
         self.comparison = comparison
         self.wanted = wanted
         rows = comparison.rows
-        self.walk = comparison.similarity.walk(
-            rows, comparison.columns, wanted[0], wanted[1]
-        )
+        self.walk = comparison.similarity.walk(rows, comparison.columns, wanted[0], wanted[1])
         self.total = torch.zeros((), dtype=torch.float64, device=rows.device)
         self.count = torch.zeros((), dtype=torch.int64, device=rows.device)
         self.extra = [
@@ -146,9 +129,7 @@ class _Sweep:
 
     def add_closed_form(self, block: slice, function: RowGradientFunction) -> None:
         similarity = self.walk.tile(block, slice(None))
-        values, counted, gradient, *others = function(
-            self._tile(block, similarity, self.comparison)
-        )
+        values, counted, gradient, *others = function(self._tile(block, similarity, self.comparison))
         self._count(values.masked_fill(counted == 0, 0.0).sum(), counted)
         found: Mapping[str, Tensor] = others[0] if others else {}
         row_data = self.comparison.row_data
@@ -169,17 +150,13 @@ class _Sweep:
         ]
         similarity.requires_grad_(self.wanted[0] or self.wanted[1])
         with torch.enable_grad():
-            values, counted = function(
-                self._tile(block, similarity, self.comparison.with_tensors(leaves))
-            )
+            values, counted = function(self._tile(block, similarity, self.comparison.with_tensors(leaves)))
             total = values.masked_fill(counted == 0, 0.0).sum()
         self._count(total.detach(), counted)
         if total.requires_grad:
             self._pull(block, similarity, leaves[2:], total)
 
-    def _pull(
-        self, block: slice, similarity: Tensor, leaves: list[Tensor], total: Tensor
-    ) -> None:
+    def _pull(self, block: slice, similarity: Tensor, leaves: list[Tensor], total: Tensor) -> None:
         inputs = [tensor for tensor in (similarity, *leaves) if tensor.requires_grad]
         found = iter(torch.autograd.grad(total, inputs, allow_unused=True))
         if similarity.requires_grad:

@@ -42,9 +42,7 @@ class Similarity(Protocol):
         """The whole matrix (R, C), under autograd."""
         ...
 
-    def walk(
-        self, rows: Tensor, columns: Tensor, want_rows: bool, want_columns: bool
-    ) -> Walk:
+    def walk(self, rows: Tensor, columns: Tensor, want_rows: bool, want_columns: bool) -> Walk:
         """Begin a pass that gathers the wanted gradients."""
         ...
 
@@ -59,18 +57,14 @@ class Dot:
         """The whole matrix (R, C), under autograd."""
         return rows @ (F.normalize(columns) if self.normalise_columns else columns).T
 
-    def walk(
-        self, rows: Tensor, columns: Tensor, want_rows: bool, want_columns: bool
-    ) -> Walk:
+    def walk(self, rows: Tensor, columns: Tensor, want_rows: bool, want_columns: bool) -> Walk:
         """Begin a pass that gathers the wanted gradients."""
         kind = _NormalisedDotWalk if self.normalise_columns else _DotWalk
         return kind(rows, columns, want_rows, want_columns)
 
 
 class _DotWalk:
-    def __init__(
-        self, rows: Tensor, columns: Tensor, want_rows: bool, want_columns: bool
-    ) -> None:
+    def __init__(self, rows: Tensor, columns: Tensor, want_rows: bool, want_columns: bool) -> None:
         self.rows, self.columns = rows, columns
         self.grad_rows = torch.zeros_like(rows) if want_rows else None
         self.grad_columns = torch.zeros_like(columns) if want_columns else None
@@ -82,31 +76,21 @@ class _DotWalk:
         if self.grad_rows is not None:
             self.grad_rows[rows].addmm_(gradient, self.columns[columns])  # (rows, D)
         if self.grad_columns is not None:
-            self.grad_columns[columns].addmm_(
-                gradient.T, self.rows[rows]
-            )  # (columns, D)
+            self.grad_columns[columns].addmm_(gradient.T, self.rows[rows])  # (columns, D)
 
     def finish(self) -> None:
         """Nothing is left to do."""
 
 
 class _NormalisedDotWalk(_DotWalk):
-    def __init__(
-        self, rows: Tensor, columns: Tensor, want_rows: bool, want_columns: bool
-    ) -> None:
+    def __init__(self, rows: Tensor, columns: Tensor, want_rows: bool, want_columns: bool) -> None:
         super().__init__(rows, columns, want_rows, want_columns)
-        self.inverse_norm = (
-            torch.linalg.vector_norm(columns, dim=1)
-            .clamp_min_(_TINY_NORM)
-            .reciprocal_()
-        )  # (C,)
+        self.inverse_norm = torch.linalg.vector_norm(columns, dim=1).clamp_min_(_TINY_NORM).reciprocal_()  # (C,)
         # d(w / |w|) loses the part along w: per column, how much of the gradient points that way.
         self.radial = columns.new_zeros(len(columns)) if want_columns else None
 
     def tile(self, rows: slice, columns: slice) -> Tensor:
-        return (
-            super().tile(rows, columns).mul_(self.inverse_norm[columns])
-        )  # (rows, columns)
+        return super().tile(rows, columns).mul_(self.inverse_norm[columns])  # (rows, columns)
 
     def pull(self, rows: slice, columns: slice, tile: Tensor, gradient: Tensor) -> None:
         if self.radial is not None:
@@ -131,51 +115,30 @@ class Euclidean:
 
     def dense(self, rows: Tensor, columns: Tensor) -> Tensor:
         """The whole matrix (R, C), under autograd."""
-        distance = torch.cdist(
-            rows, columns, compute_mode="donot_use_mm_for_euclid_dist"
-        )  # (R, C)
+        distance = torch.cdist(rows, columns, compute_mode="donot_use_mm_for_euclid_dist")  # (R, C)
         return (distance.square() + self.epsilon).sqrt() if self.epsilon else distance
 
-    def walk(
-        self, rows: Tensor, columns: Tensor, want_rows: bool, want_columns: bool
-    ) -> Walk:
+    def walk(self, rows: Tensor, columns: Tensor, want_rows: bool, want_columns: bool) -> Walk:
         """Begin a pass that gathers the wanted gradients."""
         return _EuclideanWalk(self, rows, columns, want_rows, want_columns)
 
 
 class _EuclideanWalk:
-    def __init__(
-        self,
-        kind: Euclidean,
-        rows: Tensor,
-        columns: Tensor,
-        want_rows: bool,
-        want_columns: bool,
-    ) -> None:
+    def __init__(self, kind: Euclidean, rows: Tensor, columns: Tensor, want_rows: bool, want_columns: bool) -> None:
         self.kind, self.rows, self.columns = kind, rows, columns
         self.grad_rows = torch.zeros_like(rows) if want_rows else None
         self.grad_columns = torch.zeros_like(columns) if want_columns else None
 
     def tile(self, rows: slice, columns: slice) -> Tensor:
-        return self.kind.dense(
-            self.rows[rows], self.columns[columns]
-        )  # (rows, columns)
+        return self.kind.dense(self.rows[rows], self.columns[columns])  # (rows, columns)
 
     def pull(self, rows: slice, columns: slice, tile: Tensor, gradient: Tensor) -> None:
-        sides = [
-            (self.grad_rows, self.rows, rows),
-            (self.grad_columns, self.columns, columns),
-        ]
-        leaves = [
-            points[part].detach().requires_grad_(total is not None)
-            for total, points, part in sides
-        ]
+        sides = [(self.grad_rows, self.rows, rows), (self.grad_columns, self.columns, columns)]
+        leaves = [points[part].detach().requires_grad_(total is not None) for total, points, part in sides]
         with torch.enable_grad():
             distance = self.kind.dense(*leaves)
         wanted = [
-            (total[part], leaf)
-            for (total, _, part), leaf in zip(sides, leaves, strict=True)
-            if total is not None
+            (total[part], leaf) for (total, _, part), leaf in zip(sides, leaves, strict=True) if total is not None
         ]
         found = torch.autograd.grad(distance, [leaf for _, leaf in wanted], gradient)
         for (total, _), part_gradient in zip(wanted, found, strict=True):

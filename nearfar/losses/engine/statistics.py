@@ -23,9 +23,7 @@ Path = Literal["streamed", "dense"]
 TileFunction = Callable[[Tile], Mapping[str, Tensor]]
 # Gradient on a tile's similarities (rows, columns) from the merged statistics and their gradients, each as the part
 # that belongs to the tile.
-TileGradientFunction = Callable[
-    [Tile, Mapping[str, Tensor], Mapping[str, Tensor]], Tensor
-]
+TileGradientFunction = Callable[[Tile, Mapping[str, Tensor], Mapping[str, Tensor]], Tensor]
 
 
 class Statistic(ABC):
@@ -44,17 +42,11 @@ class Statistic(ABC):
         """The statistic of no tile at all. Sums run in float64, since a count of pairs outgrows float32."""
         rows, columns = comparison.shape
         size = {"rows": (rows,), "columns": (columns,), "all": ()}[self.axis]
-        return torch.full(
-            size, self.neutral, dtype=torch.float64, device=comparison.rows.device
-        )
+        return torch.full(size, self.neutral, dtype=torch.float64, device=comparison.rows.device)
 
     def part(self, whole: Tensor, rows: slice, columns: slice) -> Tensor:
         """The view of ``whole`` that belongs to a tile."""
-        return {
-            "rows": lambda: whole[rows],
-            "columns": lambda: whole[columns],
-            "all": lambda: whole,
-        }[self.axis]()
+        return {"rows": lambda: whole[rows], "columns": lambda: whole[columns], "all": lambda: whole}[self.axis]()
 
     @property
     @abstractmethod
@@ -152,12 +144,7 @@ class _Program:
         whole_rows: bool,
         tile_gradient: TileGradientFunction | None,
     ) -> None:
-        self.comparison, self.kinds, self.tile, self.whole_rows = (
-            comparison,
-            kinds,
-            tile,
-            whole_rows,
-        )
+        self.comparison, self.kinds, self.tile, self.whole_rows = comparison, kinds, tile, whole_rows
         self.tile_gradient = tile_gradient
 
     def blocks(self) -> Iterator[tuple[slice, slice]]:
@@ -166,16 +153,12 @@ class _Program:
             return ((rows, everything) for rows in self.comparison.row_blocks())
         return self.comparison.tiles()
 
-    def make_tile(
-        self, operands: Comparison, similarity: Tensor, rows: slice, columns: slice
-    ) -> Tile:
+    def make_tile(self, operands: Comparison, similarity: Tensor, rows: slice, columns: slice) -> Tile:
         return Tile(
             similarity=similarity,
             target=operands.target.tile(rows, columns),
             row={name: value[rows] for name, value in operands.row_data.items()},
-            column={
-                name: value[columns] for name, value in operands.column_data.items()
-            },
+            column={name: value[columns] for name, value in operands.column_data.items()},
             parameters=operands.parameters,
         )
 
@@ -185,25 +168,17 @@ class _TwoPass(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, program: _Program, *tensors: Tensor) -> tuple[Tensor, ...]:
-        operands = program.comparison.with_tensors(
-            [tensor.detach() for tensor in tensors]
-        )
+        operands = program.comparison.with_tensors([tensor.detach() for tensor in tensors])
         walk = operands.similarity.walk(operands.rows, operands.columns, False, False)
         merged = {name: kind.begin(operands) for name, kind in program.kinds.items()}
         for rows, columns in program.blocks():
-            partials = program.tile(
-                program.make_tile(operands, walk.tile(rows, columns), rows, columns)
-            )
+            partials = program.tile(program.make_tile(operands, walk.tile(rows, columns), rows, columns))
             for name, kind in program.kinds.items():
                 view = kind.part(merged[name], rows, columns)
                 view.copy_(kind.merge(view, partials[name]))
         ctx.program = program
         ctx.save_for_backward(*tensors, *merged.values())
-        constants = [
-            merged[name]
-            for name, kind in program.kinds.items()
-            if not kind.differentiable
-        ]
+        constants = [merged[name] for name, kind in program.kinds.items() if not kind.differentiable]
         ctx.mark_non_differentiable(*constants)
         return tuple(merged.values())
 
@@ -214,9 +189,7 @@ class _TwoPass(torch.autograd.Function):
         count = len(program.comparison.tensors())
         tensors, merged = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
         wanted = list(ctx.needs_input_grad[1:])
-        second = _SecondPass(
-            program, tensors, wanted, dict(zip(program.kinds, merged, strict=True))
-        )
+        second = _SecondPass(program, tensors, wanted, dict(zip(program.kinds, merged, strict=True)))
         for rows, columns in program.blocks():
             second.add(rows, columns, dict(zip(program.kinds, gradients, strict=True)))
         return (None, *second.gradients())
@@ -226,34 +199,22 @@ class _SecondPass:
     """Recomputes tiles and gathers gradients."""
 
     def __init__(
-        self,
-        program: _Program,
-        tensors: tuple[Tensor, ...],
-        wanted: list[bool],
-        merged: dict[str, Tensor],
+        self, program: _Program, tensors: tuple[Tensor, ...], wanted: list[bool], merged: dict[str, Tensor]
     ) -> None:
         self.program, self.merged = program, merged
-        self.leaves = [
-            tensor.detach().requires_grad_(want)
-            for tensor, want in zip(tensors, wanted, strict=True)
-        ]
+        self.leaves = [tensor.detach().requires_grad_(want) for tensor, want in zip(tensors, wanted, strict=True)]
         self.operands = program.comparison.with_tensors(self.leaves)
         rows, columns = (leaf.detach() for leaf in self.leaves[:2])
         self.walk = self.operands.similarity.walk(rows, columns, wanted[0], wanted[1])
         self.similarity_wanted = wanted[0] or wanted[1]
-        self.extra = [
-            torch.zeros_like(leaf) if leaf.requires_grad else None
-            for leaf in self.leaves[2:]
-        ]
+        self.extra = [torch.zeros_like(leaf) if leaf.requires_grad else None for leaf in self.leaves[2:]]
         self.closed_form = program.tile_gradient if not any(wanted[2:]) else None
 
     def add(self, rows: slice, columns: slice, gradients: dict[str, Tensor]) -> None:
         if self.closed_form is not None:
             self._add_closed_form(self.closed_form, rows, columns, gradients)
             return
-        similarity = self.walk.tile(rows, columns).requires_grad_(
-            self.similarity_wanted
-        )
+        similarity = self.walk.tile(rows, columns).requires_grad_(self.similarity_wanted)
         with torch.enable_grad():
             block = self.program.make_tile(self.operands, similarity, rows, columns)
             partials = self.program.tile(block)
@@ -269,31 +230,17 @@ class _SecondPass:
                 total += gradient
 
     def _add_closed_form(
-        self,
-        function: TileGradientFunction,
-        rows: slice,
-        columns: slice,
-        gradients: dict[str, Tensor],
+        self, function: TileGradientFunction, rows: slice, columns: slice, gradients: dict[str, Tensor]
     ) -> None:
         similarity = self.walk.tile(rows, columns)
         dtype, kinds = similarity.dtype, self.program.kinds
-        merged = {
-            name: kind.part(self.merged[name], rows, columns).to(dtype)
-            for name, kind in kinds.items()
-        }
-        cotangents = {
-            name: kind.part(gradients[name], rows, columns).to(dtype)
-            for name, kind in kinds.items()
-        }
+        merged = {name: kind.part(self.merged[name], rows, columns).to(dtype) for name, kind in kinds.items()}
+        cotangents = {name: kind.part(gradients[name], rows, columns).to(dtype) for name, kind in kinds.items()}
         block = self.program.make_tile(self.operands, similarity, rows, columns)
         self.walk.pull(rows, columns, similarity, function(block, merged, cotangents))
 
     def _shares(
-        self,
-        partials: Mapping[str, Tensor],
-        gradients: dict[str, Tensor],
-        rows: slice,
-        columns: slice,
+        self, partials: Mapping[str, Tensor], gradients: dict[str, Tensor], rows: slice, columns: slice
     ) -> tuple[list[Tensor], list[Tensor]]:
         outputs, shares = [], []
         for name, kind in self.program.kinds.items():
@@ -302,9 +249,7 @@ class _SecondPass:
                 gradient = kind.part(gradients[name], rows, columns)
                 whole = kind.part(self.merged[name], rows, columns)
                 outputs.append(partial)
-                shares.append(
-                    kind.share(gradient, whole, partial.detach()).to(partial.dtype)
-                )
+                shares.append(kind.share(gradient, whole, partial.detach()).to(partial.dtype))
         return outputs, shares
 
     def gradients(self) -> list[Tensor | None]:

@@ -25,9 +25,7 @@ class TargetTile:
         relevance: grades in [0, 1], (rows, columns), or None when they are 1 for positives and 0 for the rest.
     """
 
-    def __init__(
-        self, positive: Tensor, negative: Tensor, relevance: Tensor | None = None
-    ) -> None:
+    def __init__(self, positive: Tensor, negative: Tensor, relevance: Tensor | None = None) -> None:
         self.positive = positive
         self.negative = negative
         self._relevance = relevance
@@ -40,11 +38,7 @@ class TargetTile:
 
     def relevance(self, dtype: torch.dtype) -> Tensor:
         """Grades (rows, columns): 1 for a positive without a grade of its own, 0 for a negative."""
-        return (
-            self.positive.to(dtype)
-            if self._relevance is None
-            else self._relevance.to(dtype)
-        )
+        return self.positive.to(dtype) if self._relevance is None else self._relevance.to(dtype)
 
     def positive_pairs(self) -> Pairs:
         """Indices of the positives."""
@@ -93,9 +87,7 @@ class LabelTarget:
             columns are different samples. A sample's pair with itself is neither positive nor negative.
     """
 
-    def __init__(
-        self, row_labels: Tensor, column_labels: Tensor, self_column: int | None = None
-    ) -> None:
+    def __init__(self, row_labels: Tensor, column_labels: Tensor, self_column: int | None = None) -> None:
         self.row_labels = row_labels
         self.column_labels = column_labels
         self.self_column = self_column
@@ -119,18 +111,13 @@ class _LabelTile(TargetTile):
     def __init__(self, target: LabelTarget, rows: slice, columns: slice) -> None:
         self._target = target
         self._row_start, row_stop, _ = rows.indices(len(target.row_labels))
-        self._column_start, self._column_stop, _ = columns.indices(
-            len(target.column_labels)
-        )
+        self._column_start, self._column_stop, _ = columns.indices(len(target.column_labels))
         self._rows = slice(self._row_start, row_stop)
         self._relevance = None
 
     @property
     def shape(self) -> tuple[int, int]:
-        return (
-            self._rows.stop - self._rows.start,
-            self._column_stop - self._column_start,
-        )
+        return self._rows.stop - self._rows.start, self._column_stop - self._column_start
 
     @cached_property
     def _same(self) -> Tensor:
@@ -154,9 +141,7 @@ class _LabelTile(TargetTile):
     def non_negative_pairs(self) -> Pairs:
         order, start, end = self._target._columns_by_label
         first, counts = start[self._rows], end[self._rows] - start[self._rows]
-        rows = torch.repeat_interleave(
-            torch.arange(len(counts), device=counts.device), counts
-        )  # (P,)
+        rows = torch.repeat_interleave(torch.arange(len(counts), device=counts.device), counts)  # (P,)
         run_start = counts.cumsum(0) - counts
         within_run = torch.arange(len(rows), device=rows.device) - run_start[rows]
         columns = order[first[rows] + within_run]  # (P,)
@@ -196,18 +181,14 @@ class MultiHotTarget:
         self_column: as in ``LabelTarget``.
     """
 
-    def __init__(
-        self, row_labels: Tensor, column_labels: Tensor, self_column: int | None = None
-    ) -> None:
+    def __init__(self, row_labels: Tensor, column_labels: Tensor, self_column: int | None = None) -> None:
         self.row_labels = (row_labels != 0).float()
         self.column_labels = (column_labels != 0).float()
         self.self_column = self_column
 
     def tile(self, rows: slice, columns: slice) -> TargetTile:
         """The target of a block of pairs."""
-        shared = (
-            self.row_labels[rows] @ self.column_labels[columns].T > 0
-        )  # (rows, columns)
+        shared = self.row_labels[rows] @ self.column_labels[columns].T > 0  # (rows, columns)
         negative = ~shared
         if self.self_column is not None:
             own = _own_pairs(rows, columns, shared, self.self_column)
@@ -225,9 +206,7 @@ def _own_pairs(rows: slice, columns: slice, like: Tensor, self_column: int) -> T
 class _PairList:
     """A sparse boolean or graded matrix as pairs sorted by row, cut into tiles."""
 
-    def __init__(
-        self, rows: Tensor, columns: Tensor, values: Tensor | None, row_count: int
-    ) -> None:
+    def __init__(self, rows: Tensor, columns: Tensor, values: Tensor | None, row_count: int) -> None:
         order = torch.argsort(rows, stable=True)
         sorted_rows = rows[order]
         self._rows, self._columns = sorted_rows, columns[order]
@@ -236,9 +215,7 @@ class _PairList:
         self._start = torch.searchsorted(sorted_rows, edges).tolist()
         self._row_count = row_count
 
-    def dense(
-        self, rows: slice, columns: slice, shape: tuple[int, int], dtype: torch.dtype
-    ) -> Tensor:
+    def dense(self, rows: slice, columns: slice, shape: tuple[int, int], dtype: torch.dtype) -> Tensor:
         first, stop, _ = rows.indices(self._row_count)
         part = slice(self._start[first], self._start[stop])
         column_start = columns.start or 0
@@ -260,9 +237,7 @@ class PairTarget:
         shape: rows and columns of the comparison.
     """
 
-    def __init__(
-        self, positives: Pairs, negatives: Pairs, shape: tuple[int, int]
-    ) -> None:
+    def __init__(self, positives: Pairs, negatives: Pairs, shape: tuple[int, int]) -> None:
         self.shape = shape
         self._positive = _PairList(*positives, None, shape[0])
         self._negative = _PairList(*negatives, None, shape[0])
@@ -310,9 +285,7 @@ class RelevanceTarget:
         if self._ignored is not None:
             ignored = self._ignored.tile(rows, columns, shape) != 0
         for row_ids, column_ids in self._same_ids:
-            ignored |= (
-                row_ids[rows, None] == column_ids[columns]
-            ) & ~positive  # (rows, columns)
+            ignored |= (row_ids[rows, None] == column_ids[columns]) & ~positive  # (rows, columns)
         graded = None if self._grades.is_diagonal else relevance
         return TargetTile(positive & ~ignored, ~positive & ~ignored, graded)
 
@@ -320,9 +293,7 @@ class RelevanceTarget:
 class _Grades:
     """Grades given as a dense matrix, a sparse one, or row i to column i."""
 
-    def __init__(
-        self, grades: Tensor | None, shape: tuple[int, int], device: torch.device
-    ) -> None:
+    def __init__(self, grades: Tensor | None, shape: tuple[int, int], device: torch.device) -> None:
         self.is_diagonal = grades is None
         self._device = device
         self._dense: Tensor | None = None
@@ -344,9 +315,7 @@ class _Grades:
             return self._pairs.dense(rows, columns, shape, self._dtype)
         shift = (rows.start or 0) - (columns.start or 0)
         row = torch.arange(shape[0], device=self._device)[:, None]
-        return (
-            torch.arange(shape[1], device=self._device) - row == shift
-        )  # (rows, columns)
+        return torch.arange(shape[1], device=self._device) - row == shift  # (rows, columns)
 
 
 class FunctionTarget:
@@ -356,9 +325,7 @@ class FunctionTarget:
         function: ``function(rows, columns) -> (positive, negative)``, two boolean tensors of the block's shape.
     """
 
-    def __init__(
-        self, function: Callable[[slice, slice], tuple[Tensor, Tensor]]
-    ) -> None:
+    def __init__(self, function: Callable[[slice, slice], tuple[Tensor, Tensor]]) -> None:
         self.function = function
 
     def tile(self, rows: slice, columns: slice) -> TargetTile:
