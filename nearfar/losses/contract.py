@@ -11,7 +11,6 @@ from typing import ClassVar, Literal
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 
 from nearfar.errors import InputError
 from nearfar.losses.engine import (
@@ -25,6 +24,7 @@ from nearfar.losses.engine import (
     Tile,
     row_local,
     row_values,
+    unit,
 )
 
 Reduction = Literal["mean", "none"]
@@ -313,9 +313,13 @@ def reduce_rows(loss: Loss, comparison: Comparison, rows: object, rows_with_grad
 
 def normalise(embeddings: Tensor) -> Tensor:
     """Unit length in float32 or better; a zero vector stays zero."""
-    half = embeddings.dtype in (torch.float16, torch.bfloat16)
     with torch.autocast(embeddings.device.type, enabled=False):
-        return F.normalize(embeddings.float() if half else embeddings)
+        return unit(in_full_precision(embeddings))
+
+
+def in_full_precision(tensor: Tensor) -> Tensor:
+    """Half precision raised to float32, under autograd."""
+    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
 
 
 def check_label_batch(
@@ -327,18 +331,20 @@ def check_label_batch(
 ) -> LabelBatch:
     """The inputs of a label loss, checked."""
     check_matrix("embeddings", embeddings)
-    pairs = None if indices_tuple is None else _as_pairs(indices_tuple)
-    if labels is None and pairs is None:
+    if labels is None and indices_tuple is None:
         raise InputError("labels is None: give a label per embedding, or mined pairs as indices_tuple")
+    if ref_emb is None and ref_labels is not None:
+        raise InputError("ref_labels is given without ref_emb; give both or neither")
+    is_self = ref_emb is None or (ref_emb is embeddings and (ref_labels is None or ref_labels is labels))
     labels = _check_labels("labels", labels, "embeddings", embeddings)
-    if ref_emb is None:
-        if ref_labels is not None:
-            raise InputError("ref_labels is given without ref_emb; give both or neither")
-        return LabelBatch(embeddings, labels, embeddings, labels, True, pairs)
+    shape = (len(embeddings), len(embeddings if ref_emb is None else ref_emb))
+    pairs = None if indices_tuple is None else _as_pairs(indices_tuple, shape, embeddings.device)
+    # Raised once, so that a loss that uses the embeddings twice adds their gradients in float32.
+    precise = in_full_precision(embeddings)
+    if ref_emb is None or is_self:
+        return LabelBatch(precise, labels, precise, labels, True, pairs)
     check_matrix("ref_emb", ref_emb)
     check_same_width("embeddings", embeddings, "ref_emb", ref_emb)
-    if ref_emb is embeddings and (ref_labels is None or ref_labels is labels):
-        return LabelBatch(embeddings, labels, embeddings, labels, True, pairs)
     if ref_labels is None and pairs is None:
         raise InputError("ref_labels is None: references need labels of their own")
     ref_labels = _check_labels("ref_labels", ref_labels, "ref_emb", ref_emb)
@@ -347,7 +353,8 @@ def check_label_batch(
             f"labels has shape {tuple(labels.shape)} and ref_labels {tuple(ref_labels.shape)}: "
             "both must be integers (B,), or multi-hot over the same classes"
         )
-    return LabelBatch(embeddings, labels, ref_emb, ref_labels, False, pairs)
+    precise_references = precise if ref_emb is embeddings else in_full_precision(ref_emb)
+    return LabelBatch(precise, labels, precise_references, ref_labels, False, pairs)
 
 
 def _check_labels(name: str, labels: Tensor | None, owner_name: str, owner: Tensor) -> Tensor | None:
@@ -360,20 +367,37 @@ def _check_labels(name: str, labels: Tensor | None, owner_name: str, owner: Tens
         )
     if labels.ndim == 1 and (labels.is_floating_point() or labels.is_complex()):
         raise InputError(f"{name} has dtype {labels.dtype}: class labels are integers; use labels.long()")
-    return labels.to(owner.device)
+    labels = labels.to(owner.device)
+    return labels.long() if labels.ndim == 1 else labels
 
 
-def _as_pairs(indices: Sequence[Tensor]) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    if len(indices) == 3:
-        anchor, positive, negative = indices
-        return anchor, positive, anchor, negative
-    if len(indices) == 4:
-        first, positive, second, negative = indices
-        return first, positive, second, negative
-    raise InputError(
-        f"indices_tuple has {len(indices)} tensors; it needs 3 (anchors, positives, negatives) or 4 (anchors, "
-        "positives, anchors, negatives)"
-    )
+def _as_pairs(
+    indices: Sequence[Tensor], shape: tuple[int, int], device: torch.device
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    if len(indices) not in (3, 4):
+        raise InputError(
+            f"indices_tuple has {len(indices)} tensors; it needs 3 (anchors, positives, negatives) or 4 (anchors, "
+            "positives, anchors, negatives)"
+        )
+    first, positive, *second, negative = (part.to(device) for part in indices)
+    again = second[0] if second else first
+    for anchors, others in ((first, positive), (again, negative)):
+        _check_indices(anchors, shape[0], others)
+        _check_indices(others, shape[1], anchors)
+    return first, positive, again, negative
+
+
+def _check_indices(indices: Tensor, count: int, partners: Tensor) -> None:
+    if indices.ndim != 1 or indices.is_floating_point() or len(indices) != len(partners):
+        raise InputError(
+            f"indices_tuple holds a tensor of shape {tuple(indices.shape)} and dtype {indices.dtype} beside one of "
+            f"shape {tuple(partners.shape)}; anchors and their partners are integers (P,) of equal length"
+        )
+    # Reading the values of a tensor on an accelerator would make every step wait for it.
+    if indices.device.type == "cpu" and len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < count:
+        raise InputError(
+            f"indices_tuple runs from {int(indices.min())} to {int(indices.max())}; there are {count} rows to point at"
+        )
 
 
 def _repetitions(
@@ -463,3 +487,14 @@ def check_class_labels(labels: Tensor | None, num_classes: int) -> Tensor:
                 f"[0, {num_classes - 1}]"
             )
     return labels.long()
+
+
+def weights_for(embeddings: Tensor, weight: Tensor) -> Tensor:
+    """Class weights (C, D) for embeddings (B, D).
+
+    A Matryoshka wrapper shortens the embeddings: the first dimensions of the weights go with them.
+    """
+    width, size = embeddings.shape[1], weight.shape[1]
+    if width > size:
+        raise InputError(f"embeddings have {width} dimensions; the loss was made with embedding_size={size}")
+    return weight[:, :width]

@@ -108,8 +108,6 @@ class ICNNLoss(LabelLoss):
         is_self = batch.is_self and self.split == "self"
         drop = int(is_self if self.drop_nearest is None else self.drop_nearest)
         with torch.autocast(origins.device.type, enabled=False):
-            if origins.dtype in (torch.float16, torch.bfloat16):
-                origins, targets = origins.float(), targets.float()
             if len(origins) == 0 or len(targets) <= drop + 1:
                 return (origins.sum() + targets.sum()) * 0
             return -self._score(origins, targets, labels, target_labels, drop).log()

@@ -16,6 +16,7 @@ from nearfar.losses.contract import (
     Reduction,
     RowLocalLabelLoss,
     check_class_labels,
+    weights_for,
 )
 from nearfar.losses.engine import Comparison, LabelTarget, RowValues, Tile, masked_logsumexp, softplus
 
@@ -76,8 +77,7 @@ class LinearSoftmaxLoss(RowLocalLabelLoss):
         """Embeddings with class weights."""
         labels = check_class_labels(batch.labels, self.num_classes)
         classes = torch.arange(self.num_classes, device=labels.device)
-        # A Matryoshka wrapper shortens the embeddings: the first dimensions of the weights go with them.
-        weight = self.weight[:, : batch.embeddings.shape[1]]
+        weight = weights_for(batch.embeddings, self.weight)
         target = LabelTarget(labels, classes)
         return Comparison(batch.embeddings, weight, target, column_data={"bias": self.bias})
 

@@ -121,7 +121,6 @@ class NBCSoftmaxLoss(LabelLoss):
 def class_means(embeddings: Tensor, labels: Tensor) -> Tensor:
     """Mean embedding of each class in the batch, (V, D), in ascending order of the labels, under autograd."""
     classes, index, sizes = torch.unique(labels, return_inverse=True, return_counts=True)
-    precise = embeddings.float() if embeddings.dtype in (torch.float16, torch.bfloat16) else embeddings
-    sums = precise.new_zeros(len(classes), embeddings.shape[1]).index_add(0, index, precise)
+    sums = embeddings.new_zeros(len(classes), embeddings.shape[1]).index_add(0, index, embeddings)
     means: Tensor = sums / sizes[:, None]  # (V, D)
     return means

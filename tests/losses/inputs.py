@@ -43,15 +43,10 @@ class Inputs:
 
     def fresh(self, dtype: torch.dtype | None = None, wanted: tuple[str, ...] | None = None):
         """The same numbers in new leaves; those named in ``wanted`` (default: all) require grad."""
-        leaves = {
-            name: leaf.detach().clone().to(dtype or leaf.dtype).requires_grad_(wanted is None or name in wanted)
-            for name, leaf in self.leaves().items()
-        }
-        old = self.leaves()
-        changes = {}
-        for name in self.floats:
-            tensor = getattr(self, name)
-            changes.update({name: leaves[own] for own, leaf in old.items() if leaf is tensor})
+        changes: dict[str, Tensor] = {}
+        for name, leaf in self.leaves().items():
+            new = leaf.detach().clone().to(dtype or leaf.dtype).requires_grad_(wanted is None or name in wanted)
+            changes.update(dict.fromkeys((n for n in self.floats if getattr(self, n) is leaf), new))
         return replace(self, **changes)
 
 

@@ -12,7 +12,7 @@ operands first (class means, drawn margins, moving averages):
 from nearfar.losses.engine.comparison import Comparison, Tile
 from nearfar.losses.engine.reductions import masked_logsumexp, segment_logsumexp, segment_sum, softplus
 from nearfar.losses.engine.row_local import RowGradient, RowValues, row_local, row_values
-from nearfar.losses.engine.similarity import Dot, Euclidean, Similarity
+from nearfar.losses.engine.similarity import Dot, Euclidean, Similarity, UnitEuclidean, unit
 from nearfar.losses.engine.statistics import LogSumExp, Maximum, Statistic, Sum, statistics
 from nearfar.losses.engine.targets import (
     FunctionTarget,
@@ -43,6 +43,7 @@ __all__ = [
     "Target",
     "TargetTile",
     "Tile",
+    "UnitEuclidean",
     "masked_logsumexp",
     "row_local",
     "row_values",
@@ -50,4 +51,5 @@ __all__ = [
     "segment_sum",
     "softplus",
     "statistics",
+    "unit",
 ]

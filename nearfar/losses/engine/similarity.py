@@ -7,13 +7,26 @@ weights are large, so ``Dot(normalise_columns=True)`` divides the tile instead a
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 _TINY_NORM = 1e-12  # as torch.nn.functional.normalize
+
+
+def unit(vectors: Tensor) -> Tensor:
+    """Rows of unit length. A zero row stays zero and gets no gradient: it has no direction.
+
+    ``torch.nn.functional.normalize`` sends such a row 1e12 times the gradient, which half precision cannot hold.
+    """
+    scaled: Tensor = vectors / _divisor(vectors)[:, None]
+    return scaled
+
+
+def _divisor(vectors: Tensor) -> Tensor:
+    norm = torch.linalg.vector_norm(vectors, dim=1)
+    return norm.masked_fill(norm < _TINY_NORM, torch.inf)
 
 
 class Walk(Protocol):
@@ -55,7 +68,7 @@ class Dot:
 
     def dense(self, rows: Tensor, columns: Tensor) -> Tensor:
         """The whole matrix (R, C), under autograd."""
-        return rows @ (F.normalize(columns) if self.normalise_columns else columns).T
+        return rows @ (unit(columns) if self.normalise_columns else columns).T
 
     def walk(self, rows: Tensor, columns: Tensor, want_rows: bool, want_columns: bool) -> Walk:
         """Begin a pass that gathers the wanted gradients."""
@@ -85,7 +98,7 @@ class _DotWalk:
 class _NormalisedDotWalk(_DotWalk):
     def __init__(self, rows: Tensor, columns: Tensor, want_rows: bool, want_columns: bool) -> None:
         super().__init__(rows, columns, want_rows, want_columns)
-        self.inverse_norm = torch.linalg.vector_norm(columns, dim=1).clamp_min_(_TINY_NORM).reciprocal_()  # (C,)
+        self.inverse_norm = _divisor(columns).reciprocal()  # (C,)
         # d(w / |w|) loses the part along w: per column, how much of the gradient points that way.
         self.radial = columns.new_zeros(len(columns)) if want_columns else None
 
@@ -115,12 +128,38 @@ class Euclidean:
 
     def dense(self, rows: Tensor, columns: Tensor) -> Tensor:
         """The whole matrix (R, C), under autograd."""
-        distance = torch.cdist(rows, columns, compute_mode="donot_use_mm_for_euclid_dist")  # (R, C)
-        return (distance.square() + self.epsilon).sqrt() if self.epsilon else distance
+        distance: Tensor = _Distance.apply(rows, columns, self.epsilon)  # type: ignore[no-untyped-call]
+        return distance
 
     def walk(self, rows: Tensor, columns: Tensor, want_rows: bool, want_columns: bool) -> Walk:
         """Begin a pass that gathers the wanted gradients."""
         return _EuclideanWalk(self, rows, columns, want_rows, want_columns)
+
+
+class _Distance(torch.autograd.Function):
+    """``torch.cdist`` without expanded squares, which unlike it can be differentiated twice."""
+
+    @staticmethod
+    def forward(ctx: Any, rows: Tensor, columns: Tensor, epsilon: float) -> Tensor:
+        plain = torch.cdist(rows, columns, compute_mode="donot_use_mm_for_euclid_dist")  # (R, C)
+        distance = (plain.square() + epsilon).sqrt() if epsilon else plain
+        ctx.save_for_backward(rows, columns, plain, distance)
+        return distance
+
+    @staticmethod
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        rows, columns, plain, distance = ctx.saved_tensors
+        share = gradient / distance.masked_fill(distance == 0, torch.inf)  # (R, C)
+        want_rows, want_columns, _ = ctx.needs_input_grad
+        if torch.is_grad_enabled():  # to be differentiated again; near points lose digits here
+            grad_rows = share.sum(1)[:, None] * rows - share @ columns if want_rows else None
+            grad_columns = share.sum(0)[:, None] * columns - share.T @ rows if want_columns else None
+            return grad_rows, grad_columns, None
+        share = share * plain
+        pull = torch.ops.aten._cdist_backward
+        grad_rows = pull(share, rows, columns, 2.0, plain) if want_rows else None
+        turned = share.T.contiguous(), columns, rows, 2.0, plain.T.contiguous()
+        return grad_rows, pull(*turned) if want_columns else None, None
 
 
 class _EuclideanWalk:
@@ -146,3 +185,36 @@ class _EuclideanWalk:
 
     def finish(self) -> None:
         """Nothing is left to do."""
+
+
+@dataclass(frozen=True)
+class UnitEuclidean:
+    """Euclidean distance of unit vectors, ``sqrt(2 - 2 cos)``; here smaller means nearer.
+
+    As fast as a dot product. What is not above the rounding of the cosine (1e-3 in float32) is 0, without gradient: a
+    point and its copy are at distance 0. A zero vector counts as orthogonal to all.
+    """
+
+    def dense(self, rows: Tensor, columns: Tensor) -> Tensor:
+        """The whole matrix (R, C), under autograd."""
+        square = 2 - 2 * (rows @ columns.T)  # (R, C)
+        same = square <= _square_floor(square)
+        return square.masked_fill(same, 1.0).sqrt().masked_fill(same, 0.0)
+
+    def walk(self, rows: Tensor, columns: Tensor, want_rows: bool, want_columns: bool) -> Walk:
+        """Begin a pass that gathers the wanted gradients."""
+        return _UnitEuclideanWalk(rows, columns, want_rows, want_columns)
+
+
+class _UnitEuclideanWalk(_DotWalk):
+    def tile(self, rows: slice, columns: slice) -> Tensor:
+        square = super().tile(rows, columns).mul_(-2).add_(2)  # (rows, columns)
+        return F.threshold_(square, _square_floor(square), 0.0).sqrt_()
+
+    def pull(self, rows: slice, columns: slice, tile: Tensor, gradient: Tensor) -> None:
+        # The slope of the distance on the cosine is -1 / distance.
+        super().pull(rows, columns, tile, gradient.div_(F.threshold(tile, 0.0, torch.inf)).neg_())
+
+
+def _square_floor(square: Tensor) -> float:
+    return 8 * torch.finfo(square.dtype).eps
