@@ -11,6 +11,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 _TINY_NORM = 1e-12  # as torch.nn.functional.normalize
 
