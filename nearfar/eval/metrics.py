@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from nearfar.errors import UnknownNameError
+from nearfar.errors import InputError, UnknownNameError
 
 DEFAULT_METRICS = ("R@1", "R@10", "R@100", "Success@10", "RR", "nDCG@10", "AP")
 
@@ -37,6 +37,7 @@ _ELSEWHERE = {
     "map": "AP",
     "precision": "P",
 }
+_LARGEST_EXPONENT = 62
 _GRAMMAR = re.compile(r"(?P<base>[A-Za-z]+(?:\(gain=exp\))?)(?:@(?P<cutoff>[1-9][0-9]*))?")
 
 
@@ -144,6 +145,8 @@ def _dcg(
     exponential: bool,
     queries: int,
 ) -> NDArray[np.float64]:
+    if exponential and grades.max(initial=0) > _LARGEST_EXPONENT:
+        raise InputError(f"nDCG(gain=exp): a grade of {grades.max()} is too large for a gain of 2^grade")
     gains = np.exp2(grades) - 1.0 if exponential else grades.astype(np.float64)
     discounted = gains / np.log2(ranks + 1.0)
     if cutoff is not None:

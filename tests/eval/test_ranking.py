@@ -165,6 +165,11 @@ def test_exponential_gain_by_hand() -> None:
     assert result.mean["nDCG(gain=exp)@2"] == pytest.approx((1 + 7 / math.log2(3)) / (7 + 1 / math.log2(3)), abs=1e-12)
 
 
+def test_exponential_gain_refuses_grades_that_overflow() -> None:
+    with pytest.raises(InputError, match="grade of 2000"):
+        evaluate_run({"q": {"a": 2.0}}, {"q": {"a": 2000}}, ["nDCG(gain=exp)"])
+
+
 @settings(max_examples=60, deadline=None)
 @given(
     st.dictionaries(st.sampled_from("abcdefgh"), st.floats(-1, 1), min_size=1),

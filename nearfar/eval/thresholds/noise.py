@@ -49,23 +49,23 @@ def harmonic_mean(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.
 def noise_floor(counts: AcceptCounts, seed: int) -> float:
     """Expected OPIS when every class has the pooled true curve and only the drawn samples differ.
 
-    At each threshold, for each class size n, utilities are drawn from a model whose moments come from the
-    data:
+    At each threshold, for each class size n, utilities are drawn from a model whose moments come from the data:
 
-    - sensitivity: a beta-binomial over the n(n - 1)/2 pairs with the pooled acceptance rate p as its mean and
-    the
-      variance of a U-statistic, ``(2 p (1 - p) + 4 (n - 2) c) / (n (n - 1))``. c is the covariance of two
+    - sensitivity: a beta-binomial over the n(n - 1)/2 pairs, with the pooled acceptance rate p as its mean and
+      the variance of a U-statistic, ``(2 p (1 - p) + 4 (n - 2) c) / (n (n - 1))``. c is the covariance of two
       pairs that share a sample; taking pairs as independent (c = 0) would make the noise too small. c is
-      measured within classes of four or more samples (shared pairs against disjoint ones), so true
-      differences between classes do not enter. Without such classes c is measured against p squared, which
-      does let them in: the floor is then too high rather than too low. Two samples a class have no shared
-          pair, and their one accept-or-reject carries no
-      trace of how classes differ, so there the floor takes nearly all of OPIS.
-    - specificity: normal around the pooled rate, with the variance within classes of the samples' own rates
-    over n.
+      measured within classes of four or more samples (shared pairs against disjoint ones), so that true
+      differences between classes do not enter. With classes of two and three samples only, such differences
+      and noise cannot be told apart: c is measured against p squared, and the floor takes nearly all of OPIS.
+    - specificity: normal around the pooled rate, with the variance within classes of the samples' own rates,
+      over n.
 
-    Sensitivity and specificity are drawn independently, and a class's curve across thresholds needs no model,
-    since OPIS is a mean over thresholds.
+    Both are drawn independently. How a class's curve hangs together across thresholds needs no model, since
+    OPIS is a mean over thresholds.
+
+    Accuracy, as the tests hold it on simulated sets of 150 to 250 classes: where all classes share one curve,
+    the floor averages within 12 % of OPIS for 2, 3, 5 and 10 samples a class; where classes differ, what is
+    left of OPIS at 5 and 10 samples a class is within 25 % of its value at 20.
 
     Args:
         counts: the accepted pairs.
@@ -94,7 +94,7 @@ def noise_floor(counts: AcceptCounts, seed: int) -> float:
 
 def _pooled(values: NDArray[np.float64], sizes: NDArray[np.int64]) -> NDArray[np.float64]:
     weights = sizes / sizes.sum()
-    return np.asarray(weights @ values)  # (T,) @ (T, G) -> (G,)
+    return np.asarray(np.clip(weights @ values, 0.0, 1.0))  # (T,) @ (T, G) -> (G,); rounding may leave [0, 1]
 
 
 def _shared_pair_covariance(counts: AcceptCounts, rate: NDArray[np.float64]) -> NDArray[np.float64]:
