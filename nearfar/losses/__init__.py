@@ -1,30 +1,48 @@
 """Losses for metric learning and retrieval: one paper, one file; all streamed where their maths allows."""
 
+from nearfar.losses.bixse import BiXSELoss
 from nearfar.losses.circle import CircleLoss
 from nearfar.losses.contract import Capabilities, LabelLoss, Loss, QueryDocumentLoss
+from nearfar.losses.contrastive import ContrastiveLoss
 from nearfar.losses.decoupled_softmax import DecoupledSoftmaxLoss
 from nearfar.losses.hosts.sentence_transformers import ForSentenceTransformer
 from nearfar.losses.icnn import ICNNLoss
+from nearfar.losses.info_nce import InfoNCELoss
 from nearfar.losses.linear_softmax import LinearSoftmaxLoss
 from nearfar.losses.multi_similarity import MultiSimilarityLoss
 from nearfar.losses.nbc_softmax import NBCSoftmaxLoss
+from nearfar.losses.ntxent import NTXentLoss
+from nearfar.losses.proto_triplet import ProtoTripletLoss
+from nearfar.losses.proxy_anchor import ProxyAnchorLoss
 from nearfar.losses.registry import LossEntry, get_loss, list_losses
+from nearfar.losses.siglip import SigLIPLoss
+from nearfar.losses.supcon import SupConLoss
 from nearfar.losses.threshold_consistent_margin import ThresholdConsistentMarginLoss
+from nearfar.losses.triplet_margin import TripletMarginLoss
 
 __all__ = [
+    "BiXSELoss",
     "Capabilities",
     "CircleLoss",
+    "ContrastiveLoss",
     "DecoupledSoftmaxLoss",
     "ForSentenceTransformer",
     "ICNNLoss",
+    "InfoNCELoss",
     "LabelLoss",
     "LinearSoftmaxLoss",
     "Loss",
     "LossEntry",
     "MultiSimilarityLoss",
     "NBCSoftmaxLoss",
+    "NTXentLoss",
+    "ProtoTripletLoss",
+    "ProxyAnchorLoss",
     "QueryDocumentLoss",
+    "SigLIPLoss",
+    "SupConLoss",
     "ThresholdConsistentMarginLoss",
+    "TripletMarginLoss",
     "get_loss",
     "list_losses",
 ]

@@ -17,13 +17,22 @@ from nearfar.losses.contract import Loss
 _REQUIRED = inspect.Parameter.empty
 # Short names, as used on the command line and in recipes.
 _NAMES = {
+    "bixse": "BiXSELoss",
     "circle": "CircleLoss",
+    "contrastive": "ContrastiveLoss",
     "decoupled-softmax": "DecoupledSoftmaxLoss",
     "icnn": "ICNNLoss",
+    "info-nce": "InfoNCELoss",
     "linear-softmax": "LinearSoftmaxLoss",
     "multi-similarity": "MultiSimilarityLoss",
     "nbc-softmax": "NBCSoftmaxLoss",
+    "ntxent": "NTXentLoss",
+    "proto-triplet": "ProtoTripletLoss",
+    "proxy-anchor": "ProxyAnchorLoss",
+    "siglip": "SigLIPLoss",
+    "supcon": "SupConLoss",
     "threshold-consistent-margin": "ThresholdConsistentMarginLoss",
+    "triplet-margin": "TripletMarginLoss",
 }
 _LIBRARIES = {
     "pml": "pytorch_metric_learning.losses",
@@ -97,6 +106,18 @@ def get_loss(name: str, **options: Any) -> nn.Module | Callable[..., nn.Module]:
             loss: type[Loss] = getattr(importlib.import_module("nearfar.losses"), class_name)
             return _construct(loss, short, options)
     raise UnknownNameError("loss", name, _NAMES)
+
+
+def wants_sizes(name: str) -> bool:
+    """Whether a loss must be told ``num_classes`` and ``embedding_size``."""
+    if name.startswith("pml:"):
+        module = importlib.import_module(_LIBRARIES["pml"])
+        loss = getattr(module, name.removeprefix("pml:"), None)
+        return loss is not None and "num_classes" in inspect.signature(loss.__init__).parameters
+    return any(
+        _plain(name) in (_plain(entry.name), _plain(entry.loss.__name__)) and "num_classes" in entry.options
+        for entry in list_losses()
+    )
 
 
 def _plain(name: str) -> str:

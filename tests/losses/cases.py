@@ -18,9 +18,11 @@ from tests.oracles.losses import (
     circle,
     decoupled_softmax,
     icnn,
+    info_nce,
     linear_softmax,
     multi_similarity,
     nbc_softmax,
+    pairwise_sigmoid,
     threshold_consistent_margin,
 )
 
@@ -96,6 +98,27 @@ CASES = [
         threshold_consistent_margin.oracle,
         ({}, {"margin_plus": 0.3, "margin_minus": -0.2, "lambda_plus": 2.0, "lambda_minus": 0.5}),
     ),
+    Case(
+        "bixse",
+        pairwise_sigmoid.oracle,
+        (
+            {"bias": -3.0},
+            {"bias": -3.0, "normalise": "pairs", "learn_scale": True},
+            {"bias": 0.5, "temperature": 0.2, "false_negative_margin": 0.1},
+        ),
+    ),
+    Case(
+        "info-nce",
+        info_nce.oracle,
+        (
+            {},
+            {"symmetric": True},
+            {"symmetric": True, "scale": 100},
+            {"symmetric": True, "false_negative_margin": 0.1},
+            {"temperature": 1.0, "false_negative_margin": -0.2},
+        ),
+    ),
+    Case("siglip", pairwise_sigmoid.oracle, ({}, {"scale": 3, "bias": -2.71}, {"false_negative_margin": 0.1})),
 ]
 BY_NAME = {case.name: case for case in CASES}
 

@@ -1,0 +1,108 @@
+"""What BiXSE and SigLIP share: a binary cross-entropy for every pair, with a bias and a scale that may be learned."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from nearfar.losses.contract import Path, QueryDocumentLoss, Reduction, check_choice
+from nearfar.losses.engine import Comparison, RowGradient, RowValues, Tile, softplus
+
+Normalise = Literal["rows", "pairs"]
+
+
+class PairwiseSigmoidLoss(QueryDocumentLoss):
+    r"""Base: the sum of :math:`\operatorname{softplus}(l) - z\, l` with :math:`l = e^{a} \cos + b` and grade z.
+
+    Args:
+        temperature: see ``QueryDocumentLoss``.
+        scale: see ``QueryDocumentLoss``.
+        bias: initial b.
+        learn_scale: make the log-scale a a parameter.
+        largest_scale: upper bound of a learned scale, whose lower bound is then 1; None for no bounds.
+        normalise: "rows" or "pairs".
+        false_negative_margin: see ``QueryDocumentLoss``.
+        reduction: see ``Loss``.
+        path: see ``Loss``.
+    """
+
+    closed_form_names = ("bias", "log_scale")
+
+    def __init__(
+        self,
+        temperature: float | None,
+        scale: float | None,
+        *,
+        bias: float,
+        learn_scale: bool,
+        largest_scale: float | None,
+        normalise: Normalise,
+        false_negative_margin: float | None,
+        reduction: Reduction,
+        path: Path,
+    ) -> None:
+        super().__init__(
+            temperature, scale, false_negative_margin=false_negative_margin, reduction=reduction, path=path
+        )
+        self.normalise = check_choice("normalise", normalise, ("rows", "pairs"))
+        self.bias = nn.Parameter(torch.tensor(float(bias)))
+        self.log_scale = nn.Parameter(torch.tensor(math.log(self.scale))) if learn_scale else None
+        self.largest_scale = largest_scale
+
+    def compute(self, comparison: Comparison) -> Tensor:
+        """Sum over the pairs, over the queries or pairs that count; or a value per query."""
+        return super().compute(replace(comparison, parameters=self.operands(comparison)))
+
+    def operands(self, comparison: Comparison) -> dict[str, Tensor]:
+        """Bias, and log-scale where it is learned."""
+        if self.log_scale is None:
+            return {"bias": self.bias}
+        if self.largest_scale is None:
+            return {"bias": self.bias, "log_scale": self.log_scale}
+        return {"bias": self.bias, "log_scale": self.log_scale.clamp(0, math.log(self.largest_scale))}
+
+    def rows(self, tile: Tile) -> RowValues:
+        """Loss per query, and which queries count or how many pairs do."""
+        positive = tile.target.positive
+        valid = positive | self.negatives(tile)
+        logits = tile.similarity * self._scale(tile) + tile.parameters["bias"]  # (rows, columns)
+        grades = tile.target.relevance(logits.dtype).masked_fill(~positive, 0.0)
+        terms = (softplus(logits) - grades * logits).masked_fill(~valid, 0.0)  # (rows, columns)
+        return self._counted(terms.sum(1), valid.sum(1))
+
+    def rows_with_gradient(self, tile: Tile) -> RowGradient:  # type: ignore[override]
+        """The same in closed form: every pair as a negative, then the few positives put right."""
+        s, target, scale = tile.similarity, tile.target, self._scale(tile)
+        pairs = rows, columns = target.positive_pairs()
+        non_negatives = target.non_negative_pairs()
+        grades = target.positive_weights(pairs, s.dtype)  # (P,)
+
+        logits = torch.mul(s, scale).add_(tile.parameters["bias"])  # (rows, columns)
+        own = logits[rows, columns]  # (P,)
+        logits[non_negatives] = -torch.inf
+        values = -F.logsigmoid(-logits).sum(1)  # (rows,)
+        values.index_add_(0, rows, softplus(own) - grades * own)
+
+        slope = logits.sigmoid_()
+        slope[rows, columns] = own.sigmoid() - grades
+        gradients = {"bias": slope.sum()}
+        if self.log_scale is not None:
+            gradients["log_scale"] = torch.dot(slope.flatten(), s.flatten()) * scale
+        count = len(s)
+        number = s.shape[1] - torch.bincount(non_negatives[0], minlength=count) + torch.bincount(rows, minlength=count)
+        return *self._counted(values, number), slope.mul_(scale), gradients
+
+    def _scale(self, tile: Tile) -> Tensor | float:
+        return self.scale if self.log_scale is None else tile.parameters["log_scale"].exp()
+
+    def _counted(self, values: Tensor, number: Tensor) -> RowValues:
+        if self.normalise == "rows":
+            return values, number > 0
+        if self.reduction == "none":
+            return values / number.clamp(min=1), number > 0
+        return values, number
