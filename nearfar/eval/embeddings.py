@@ -45,8 +45,7 @@ def evaluate_embeddings(embeddings: ArrayLike, labels: ArrayLike, ks: Sequence[i
     - ``MRR``: one over the rank of the first hit, exact over the whole ranking.
 
     Where a sample of another class has the same cosine, it is ranked first: equal scores never help, so a
-        model
-    that maps everything to one point scores nearly zero.
+    model that maps everything to one point scores nearly zero.
 
     Args:
         embeddings: array or tensor (N, D), finite, no zero rows; scaled to length one here. float64 is
