@@ -3,7 +3,6 @@
 Subpackages load on first use, so ``import nearfar`` costs almost nothing:
 
 - ``nearfar.losses``: losses that stream, so that large batches fit in memory
-- ``nearfar.miners``: hard mining
 - ``nearfar.retrieval``: the index, the retriever and fine-tuning
 - ``nearfar.eval``: metrics, thresholds and reports
 - ``nearfar.data``: readers, writers and the demo data
@@ -16,7 +15,7 @@ from types import ModuleType
 
 __version__ = "0.1.0"
 
-_SUBPACKAGES = ("data", "errors", "eval", "losses", "miners", "retrieval")
+_SUBPACKAGES = ("data", "errors", "eval", "losses", "retrieval")
 
 __all__ = ["__version__", *_SUBPACKAGES]
 

@@ -46,7 +46,7 @@ class RetrievalEvaluator(BaseEvaluator):
             raise InputError("metrics is empty: name at least one, for example 'R@1'")
         self.dataset, self.metrics, self.depth, self.batch_size = dataset, list(metrics), depth, batch_size
         self.name = dataset.name
-        self.primary_metric = self.metrics[0]
+        self.primary_metric = f"{self.name}_{self.metrics[0]}"
         self.greater_is_better = True
 
     def __call__(

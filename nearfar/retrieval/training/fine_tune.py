@@ -7,12 +7,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import torch
 from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
 from torch import nn
 from transformers import PrinterCallback
 
 from nearfar.errors import InputError
 from nearfar.losses import ForSentenceTransformer, Loss, get_loss
+from nearfar.losses.registry import wants_sizes
 from nearfar.retrieval.training.columns import as_columns
 from nearfar.retrieval.training.progress import RichProgress
 from nearfar.retrieval.training.randomness import preserved_random_state
@@ -111,8 +113,10 @@ def fine_tune(
 
         model = load_encoder(model)
     with preserved_random_state():
-        bound = _bind_loss(model, loss, dict(loss_options or {}), seed)
-        dataset = as_columns(train, with_labels=isinstance(bound, ForSentenceTransformer))
+        from_nearfar = not isinstance(loss, str) or not loss.startswith("st:")
+        dataset = as_columns(train, with_labels=from_nearfar)
+        options = _with_sizes(loss, dict(loss_options or {}), model, dataset)
+        bound = _bind_loss(model, loss, options, seed)
         folder = RunFolder(output_dir)
         settings = {
             "epochs": epochs,
@@ -133,6 +137,17 @@ def fine_tune(
     return FineTuneResult(model, metrics, history, folder.path)
 
 
+def _with_sizes(loss: LossChoice, options: dict[str, Any], model: SentenceTransformer, dataset: Any) -> dict[str, Any]:
+    """Fill in the number of classes and the embedding size of a loss that wants them, from the data and the model."""
+    if not isinstance(loss, str) or loss.startswith("st:") or not wants_sizes(loss):
+        return options
+    if "num_classes" not in options:
+        if "label" not in dataset.column_names:
+            raise InputError(f"loss {loss!r} learns from classes; the training data has no label column")
+        options["num_classes"] = max(dataset["label"]) + 1
+    return {"embedding_size": model.get_embedding_dimension(), **options}
+
+
 def describe_loss(loss: nn.Module) -> dict[str, Any]:
     """A loss as a recipe states it: its class and settings."""
     inner = loss.loss if isinstance(loss, ForSentenceTransformer) else loss
@@ -148,8 +163,6 @@ def _check_numbers(**numbers: float) -> None:
 
 def _bind_loss(model: SentenceTransformer, loss: LossChoice, options: dict[str, Any], seed: int) -> nn.Module:
     """A module that the trainer can call: tied to the model, its own parameters drawn from the seed."""
-    import torch
-
     torch.manual_seed(seed)
     if isinstance(loss, str):
         loss = get_loss(loss, **options)
@@ -182,6 +195,7 @@ def _arguments(
         "eval_strategy": when if evaluator is not None else "no",
         "logging_strategy": "epoch",
         "report_to": "none",
+        "dataloader_pin_memory": torch.cuda.is_available(),
         "disable_tqdm": True,
     }
     if evaluator is not None and when != "no":
@@ -199,11 +213,13 @@ def _make_trainer(
     evaluator: Any,
     callbacks: list[Any],
 ) -> Trainer:
-    # Examples for the model card encode the whole training set once more; a run folder records what was done.
-    model.model_card_data.generate_widget_examples = False
+    card = model.model_card_data
+    # Without examples of its own the card would search the whole training set for some.
+    card.widget = card.widget or [{"text": ""}]
     trainer = Trainer(
         model=model, args=arguments, train_dataset=dataset, loss=loss, evaluator=evaluator, callbacks=callbacks
     )
+    card.widget = [example for example in card.widget if example["text"]]
     trainer.remove_callback(PrinterCallback)
     return trainer
 

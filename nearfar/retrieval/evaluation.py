@@ -1,0 +1,107 @@
+"""Evaluate an encoder with its index on a data set, ready for a report."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+
+from nearfar.data import LabelledTexts, RetrievalDataset
+from nearfar.errors import InputError
+from nearfar.eval import evaluate_run, opis, recall_curve, score_histogram
+from nearfar.eval.report import ModelSection, worst_queries
+from nearfar.retrieval.retriever import Retriever
+
+METRICS = ("R@1", "R@10", "R@100", "RR@10", "nDCG@10", "AP@100")
+_CURVE = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100)
+OPIS_CLASS_SIZE = 5  # with fewer texts a class, OPIS measures mostly noise
+
+
+@dataclass(frozen=True)
+class ModelEvaluation:
+    """One model on one data set.
+
+    Attributes:
+        section: everything a report shows of the model.
+        run: query id -> document id -> score.
+    """
+
+    section: ModelSection
+    run: dict[str, dict[str, float]]
+
+    def headline(self) -> dict[str, float]:
+        """The figures of a before/after table: recall, reciprocal rank and, when measured, OPIS."""
+        figures = {name: self.section.ranking.mean[name] for name in ("R@1", "R@10", "RR@10")}
+        if self.section.opis is not None:
+            figures["OPIS"] = self.section.opis.opis
+            figures["OPIS corrected"] = self.section.opis.corrected
+        return figures
+
+
+def evaluate_retriever(
+    retriever: Retriever,
+    dataset: RetrievalDataset,
+    texts: LabelledTexts | None = None,
+    *,
+    name: str = "model",
+    metrics: Sequence[str] = METRICS,
+    depth: int = 100,
+    seed: int = 0,
+) -> ModelEvaluation:
+    """Search every query of a data set and measure the answers; measure threshold consistency on labelled texts.
+
+    Args:
+        retriever: a model with an index of the data set's corpus.
+        dataset: queries and judgements; its corpus supplies the texts a report shows.
+        texts: labelled texts for OPIS and the score histograms; classes with fewer than five texts serve as
+            negatives only. None leaves both out.
+        name: how a report calls the model.
+        metrics: names as ``evaluate_run`` takes them; the first orders the worst queries.
+        depth: documents retrieved per query.
+        seed: of the noise floor and of sampled pairs.
+
+    Raises:
+        InputError: the index is empty, or no class has five texts.
+
+    Example:
+        >>> import tempfile
+        >>> from nearfar.data import Document, RetrievalDataset, demo_model
+        >>> from nearfar.retrieval import Retriever
+        >>> corpus = {"d1": Document("d1", "tremor of the hands"), "d2": Document("d2", "blue eyes")}
+        >>> dataset = RetrievalDataset(corpus, {"q": "shaking hands"}, {"q": {"d1": 1}}, "tiny")
+        >>> with Retriever.create(tempfile.mkdtemp(), demo_model()) as retriever:
+        ...     added = retriever.index_documents(corpus.values())
+        ...     evaluate_retriever(retriever, dataset).headline()
+        {'R@1': 1.0, 'R@10': 1.0, 'RR@10': 1.0}
+    """
+    if len(retriever.index) == 0:
+        raise InputError(f"index {str(retriever.index.path)!r} is empty; index the corpus before evaluating")
+    run = retriever.run(dataset.queries, depth)
+    ranking = evaluate_run(run, dataset.qrels, list(dict.fromkeys([*metrics, *METRICS])))
+    documents = {id: document.content for id, document in dataset.corpus.items()}
+    section = ModelSection(
+        name=name,
+        ranking=ranking,
+        recall_curve=recall_curve(run, dataset.qrels, [k for k in _CURVE if k <= depth]),
+        worst_queries=worst_queries(ranking, run, dataset.queries, documents, dataset.qrels, metrics[0]),
+    )
+    if texts is not None:
+        section = _with_thresholds(section, retriever, texts, seed)
+    return ModelEvaluation(section, run)
+
+
+def _with_thresholds(section: ModelSection, retriever: Retriever, texts: LabelledTexts, seed: int) -> ModelSection:
+    sizes = Counter(texts.labels)
+    if max(sizes.values(), default=0) < OPIS_CLASS_SIZE:
+        raise InputError(
+            f"OPIS needs classes of at least {OPIS_CLASS_SIZE} texts; the largest has {max(sizes.values())}"
+        )
+    vectors = retriever.model.encode_document(texts.texts, normalize_embeddings=True, show_progress_bar=False)
+    labels = np.asarray(texts.labels)
+    return replace(
+        section,
+        opis=opis(vectors, labels, min_class_size=OPIS_CLASS_SIZE, seed=seed),
+        histogram=score_histogram(vectors, labels, seed=seed),
+    )
