@@ -8,7 +8,7 @@ import torch
 from nearfar.losses.engine import comparison
 
 
-@pytest.fixture()
+@pytest.fixture
 def tiny_tiles(monkeypatch):
     """Tiles of 3 rows and 4 columns, so that even a test's batch needs many."""
     monkeypatch.setattr(comparison, "TILE_BYTES", 1)

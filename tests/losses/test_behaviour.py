@@ -307,7 +307,7 @@ def test_misfitting_document_inputs_are_refused(case, changes, word):
     "options", [{"temperature": 0.1, "scale": 10}, {"temperature": 0.0}, {"temperature": -1.0}, {"scale": 0.0}]
 )
 def test_one_positive_temperature_or_scale(case, options):
-    with pytest.raises(InputError, match="temperature|scale"):
+    with pytest.raises(InputError, match=r"temperature|scale"):
         case.build(**{"temperature": None, "scale": None, **options})
 
 
