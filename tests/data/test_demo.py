@@ -88,10 +88,10 @@ def test_the_split_follows_the_seed(data):
 
 
 def test_no_global_random_state_is_used(data):
-    np.random.seed(3)  # noqa: NPY002 - the global state is what is under test
-    before = np.random.get_state()[1].copy()  # noqa: NPY002
+    np.random.seed(3)
+    before = np.random.get_state()[1].copy()
     assert terms_of(demo_dataset().test) == terms_of(data.test)
-    assert (np.random.get_state()[1] == before).all()  # noqa: NPY002
+    assert (np.random.get_state()[1] == before).all()
 
 
 @pytest.mark.parametrize(("test_terms", "dev_terms"), [(0, 1), (1, 0), (-1, 1), (10_000, 5000)])

@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import pytest
-from report_samples import make_section
+from tests.eval.report.report_samples import make_section
 
 from nearfar.eval.report import Report
 

@@ -5,7 +5,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from report_samples import make_histogram, make_opis, make_ranking, make_section
+from tests.eval.report.report_samples import make_histogram, make_opis, make_ranking, make_section
 
 from nearfar.errors import InputError, UnknownNameError
 from nearfar.eval import RankingResult, ScoreHistogram

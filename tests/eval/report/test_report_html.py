@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from report_samples import make_histogram, make_opis, make_ranking, make_section
+from tests.eval.report.report_samples import make_histogram, make_opis, make_ranking, make_section
 
 from nearfar.eval.report import ExpectedDocument, ModelSection, QueryExample, Report, ReturnedDocument
 from nearfar.eval.report.charts import MAX_CLASS_LINES, drawn_classes

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from report_samples import make_section
+from tests.eval.report.report_samples import make_section
 
 from nearfar.errors import InputError
 from nearfar.eval.report import Report, write_report
