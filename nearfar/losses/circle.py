@@ -5,14 +5,24 @@ Pulls each similarity towards its own optimum, the farther away the harder.
 
 from __future__ import annotations
 
-from nearfar.losses.contract import Path, Reduction, RowLocalLabelLoss, check_positive
+import math
+from dataclasses import replace
+from typing import Literal
+
+import torch
+from torch import Tensor
+
+from nearfar.errors import InputError
+from nearfar.losses.contract import LabelBatch, Path, Reduction, RowLocalLabelLoss, check_choice, check_positive
 from nearfar.losses.engine import (
+    LogSumExp,
     RowGradient,
     RowValues,
     Tile,
     masked_logsumexp,
     segment_logsumexp,
     softplus,
+    statistics,
 )
 
 
@@ -25,13 +35,16 @@ class CircleLoss(RowLocalLabelLoss):
             + \operatorname{LSE}_{p} -\gamma [1 + m - s_p]_+ (s_p - 1 + m)\Bigr)
 
     where the factors in brackets are constants of the step (no gradient). The loss is the mean over the anchors that
-    have a positive and a negative. It is large by construction and ``gamma`` multiplies its gradient, so it wants a
-    lower learning rate than a cross-entropy.
+    have a positive and a negative; with ``grouping="all_pairs"`` it is one such decision, of all positive pairs of the
+    batch against all negative ones, each unordered pair once. It is large by construction and ``gamma`` multiplies its
+    gradient, so it wants a lower learning rate than a cross-entropy.
 
     Args:
         m: relaxation of the margin, in cosine; 0.4 for fine-grained retrieval, 0.25 for faces (paper, from memory;
             repeated in pytorch-metric-learning's documentation).
         gamma: scale; 80 for fine-grained retrieval, 128 for person re-identification, 256 for faces (same source).
+        grouping: "anchor" (fast-reid, pytorch-metric-learning) or "all_pairs" (the best-known public implementation,
+            TinyZeaMays), which has no value per row.
         reduction: "mean" or "none".
         path: "streamed" or "dense".
 
@@ -39,7 +52,8 @@ class CircleLoss(RowLocalLabelLoss):
         embeddings (B, D), labels (B,) or (B, L) -> scalar, or (B,) with ``reduction="none"``.
 
     Raises:
-        InputError: when ``gamma`` is not above 0, or a shape does not fit.
+        InputError: when ``gamma`` is not above 0, for ``reduction="none"`` with all pairs, or when a shape does not
+            fit.
 
     Example:
         >>> import torch
@@ -63,21 +77,57 @@ class CircleLoss(RowLocalLabelLoss):
 }"""
 
     def __init__(
-        self, m: float = 0.4, gamma: float = 80, *, reduction: Reduction = "mean", path: Path = "streamed"
+        self,
+        m: float = 0.4,
+        gamma: float = 80,
+        grouping: Literal["anchor", "all_pairs"] = "anchor",
+        *,
+        reduction: Reduction = "mean",
+        path: Path = "streamed",
     ) -> None:
         super().__init__(reduction=reduction, path=path)
         self.m = m
         self.gamma = check_positive("gamma", gamma)
+        self.grouping = check_choice("grouping", grouping, ("anchor", "all_pairs"))
+        if grouping == "all_pairs" and reduction == "none":
+            raise InputError('grouping="all_pairs" has no value per row: use reduction="mean", not reduction="none"')
 
     def settings(self) -> dict[str, object]:
         """The constructor's options and their values."""
-        return {"m": self.m, "gamma": self.gamma, **super().settings()}
+        return {"m": self.m, "gamma": self.gamma, "grouping": self.grouping, **super().settings()}
+
+    def compute(self, batch: LabelBatch) -> Tensor:
+        """Mean over the anchors that count, a value per anchor, or one decision of all pairs."""
+        if self.grouping == "anchor":
+            return super().compute(batch)
+        if batch.is_self and batch.pairs is not None:
+            a1, p, a2, n = batch.pairs
+            unordered = (torch.minimum(a1, p), torch.maximum(a1, p), torch.minimum(a2, n), torch.maximum(a2, n))
+            batch = replace(batch, pairs=unordered)
+        found = statistics(
+            self.compare(batch), {"pull": LogSumExp("all"), "push": LogSumExp("all")}, self.tile, self.path
+        )
+        # Labels meet each unordered pair twice, once from either side.
+        twice = batch.is_self and batch.pairs is None
+        return softplus(found["pull"] + found["push"] - (2 * math.log(2) if twice else 0))
+
+    def tile(self, tile: Tile) -> dict[str, Tensor]:
+        """Log-sum-exp of all positive and of all negative pairs."""
+        pull, push = self._exponents(tile.similarity)
+        return {
+            "pull": masked_logsumexp(pull.flatten(), tile.target.positive.flatten(), dim=0),
+            "push": masked_logsumexp(push.flatten(), tile.target.negative.flatten(), dim=0),
+        }
+
+    def _exponents(self, s: Tensor) -> tuple[Tensor, Tensor]:
+        pull = -self.gamma * (1 + self.m - s.detach()).relu() * (s - (1 - self.m))  # (rows, columns)
+        push = self.gamma * (s.detach() + self.m).relu() * (s - self.m)  # (rows, columns)
+        return pull, push
 
     def rows(self, tile: Tile) -> RowValues:
         """Loss per anchor, and the anchors that have both a positive and a negative."""
-        s, target = tile.similarity, tile.target
-        pull = -self.gamma * (1 + self.m - s.detach()).relu() * (s - (1 - self.m))  # (rows, columns)
-        push = self.gamma * (s.detach() + self.m).relu() * (s - self.m)  # (rows, columns)
+        target = tile.target
+        pull, push = self._exponents(tile.similarity)
         total = masked_logsumexp(push, target.negative) + masked_logsumexp(pull, target.positive)  # (rows,)
         return softplus(total), target.has_positive() & target.has_negative()
 

@@ -210,7 +210,7 @@ class UnitEuclidean:
 class _UnitEuclideanWalk(_DotWalk):
     def tile(self, rows: slice, columns: slice) -> Tensor:
         square = super().tile(rows, columns).mul_(-2).add_(2)  # (rows, columns)
-        return F.threshold_(square, _square_floor(square), 0.0).sqrt_()
+        return torch.threshold_(square, _square_floor(square), 0.0).sqrt_()
 
     def pull(self, rows: slice, columns: slice, tile: Tensor, gradient: Tensor) -> None:
         # The slope of the distance on the cosine is -1 / distance.

@@ -1,0 +1,90 @@
+"""Contrastive loss: http://yann.lecun.com/exdb/publis/pdf/hadsell-chopra-lecun-06.pdf (Hadsell et al., CVPR 2006).
+
+Pulls positives together and pushes negatives apart until each side has its margin.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+from nearfar.losses.contract import Capabilities, LabelBatch, LabelLoss, Path, Reduction
+from nearfar.losses.engine import Comparison, Sum, Tile, UnitEuclidean, statistics
+
+
+class ContrastiveLoss(LabelLoss):
+    r"""Contrastive loss on labels, under pytorch-metric-learning's name and defaults.
+
+    .. math::
+        L = \operatorname{mean}_{d_{ip} > m_p} (d_{ip} - m_p) + \operatorname{mean}_{d_{in} < m_n} (m_n - d_{in})
+
+    on Euclidean distances d of unit vectors. Each mean is over the pairs of its side whose loss is above 0, as
+    pytorch-metric-learning's default ``AvgNonZeroReducer`` does. Not squared, unlike the paper (from memory).
+
+    Args:
+        pos_margin: positives nearer than this are left alone; 0 (pytorch-metric-learning).
+        neg_margin: negatives farther than this are left alone; 1 (pytorch-metric-learning). Distances lie in [0, 2].
+        reduction: "mean" only: both means are over pairs of the whole batch.
+        path: "streamed" or "dense".
+
+    Shape:
+        embeddings (B, D), labels (B,) or (B, L) -> scalar.
+
+    Raises:
+        InputError: for ``reduction="none"``, or when a shape does not fit.
+
+    Example:
+        >>> import torch
+        >>> from nearfar.losses import ContrastiveLoss
+        >>> x = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-0.8, 0.6]])
+        >>> round(ContrastiveLoss()(x, torch.tensor([0, 0, 1, 1])).item(), 4)
+        1.262
+
+    Source: pytorch-metric-learning. There a pair mined twice counts twice; here once.
+    """
+
+    paper = "http://yann.lecun.com/exdb/publis/pdf/hadsell-chopra-lecun-06.pdf"
+    capabilities = Capabilities(inputs="labels", unreduced=False)
+    citation = """@inproceedings{hadsell2006dimensionality,
+    title = {Dimensionality Reduction by Learning an Invariant Mapping},
+    author = {Hadsell, Raia and Chopra, Sumit and LeCun, Yann},
+    booktitle = {CVPR},
+    year = {2006}
+}"""
+
+    def __init__(
+        self,
+        pos_margin: float = 0,
+        neg_margin: float = 1,
+        *,
+        reduction: Reduction = "mean",
+        path: Path = "streamed",
+    ) -> None:
+        super().__init__(reduction=reduction, path=path)
+        self.pos_margin, self.neg_margin = pos_margin, neg_margin
+
+    def settings(self) -> dict[str, object]:
+        """The constructor's options and their values."""
+        return {"pos_margin": self.pos_margin, "neg_margin": self.neg_margin, **super().settings()}
+
+    def compute(self, batch: LabelBatch) -> Tensor:
+        """The two means."""
+        cosine = batch.cosine()
+        comparison = Comparison(cosine.rows, cosine.columns, cosine.target, UnitEuclidean())
+        count = Sum("all", differentiable=False)
+        kinds = {"pull": Sum("all"), "pulled": count, "push": Sum("all"), "pushed": count}
+        found = statistics(comparison, kinds, self.tile, self.path)
+        pull = found["pull"] / found["pulled"].clamp(min=1)
+        push = found["push"] / found["pushed"].clamp(min=1)
+        return pull + push
+
+    def tile(self, tile: Tile) -> dict[str, Tensor]:
+        """Sum and number of the active pairs of each side."""
+        pull = (tile.similarity - self.pos_margin).masked_fill(~tile.target.positive, 0.0).relu()
+        push = (self.neg_margin - tile.similarity).masked_fill(~tile.target.negative, 0.0).relu()
+        return {
+            "pull": pull.sum(),
+            "pulled": torch.count_nonzero(pull),
+            "push": push.sum(),
+            "pushed": torch.count_nonzero(push),
+        }
