@@ -15,15 +15,27 @@ from nearfar.losses import list_losses
 from nearfar.losses.contract import Capabilities, Loss
 from tests.losses.inputs import CLASSES, DIM, Inputs, scenarios_for
 from tests.oracles.losses import (
+    adaface,
+    arcface,
     circle,
+    circle_head,
+    contrastive,
+    cosface,
     decoupled_softmax,
+    elasticface,
     icnn,
     info_nce,
     linear_softmax,
     multi_similarity,
     nbc_softmax,
+    normalized_softmax,
+    ntxent,
     pairwise_sigmoid,
+    proto_triplet,
+    proxy_anchor,
+    supcon,
     threshold_consistent_margin,
+    triplet_margin,
 )
 
 ENTRIES = {entry.name: entry for entry in list_losses()}
@@ -69,7 +81,30 @@ class Case:
 
 
 CASES = [
-    Case("circle", circle.oracle, ({}, {"m": 0.25, "gamma": 2}, {"gamma": 256}), true_gradient=False),
+    # Contract tests call a loss more than once, so its moving values stay and its margins do not vary.
+    Case(
+        "adaface",
+        adaface.oracle,
+        ({"ema": 0.0}, {"ema": 0.0, "h": 30.0, "scale": 8}, {"ema": 0.0, "h": 3.0, "margin": 0.9}),
+        true_gradient=False,
+    ),
+    Case("arcface", arcface.oracle, ({}, {"margin": 120, "scale": 8}, {"margin": 0})),
+    Case("circle-head", circle_head.oracle, ({}, {"m": 0.4, "gamma": 8}), true_gradient=False),
+    Case("cosface", cosface.oracle, ({}, {"margin": 1.2, "scale": 8})),
+    Case(
+        "elasticface",
+        elasticface.oracle,
+        ({"sigma": 0.0}, {"sigma": 0.0, "margin": 1.5, "scale": 8}, {"sigma": 0.0, "variant": "cos", "plus": True}),
+    ),
+    Case("normalized-softmax", normalized_softmax.oracle, ({}, {"temperature": 0.3, "learned_scale": True})),
+    Case("sub-center-arcface", arcface.oracle, ({}, {"margin": 100, "scale": 8, "sub_centers": 2})),
+    Case(
+        "circle",
+        circle.oracle,
+        ({}, {"m": 0.25, "gamma": 2}, {"gamma": 256}, {"grouping": "all_pairs"}),
+        true_gradient=False,
+    ),
+    Case("contrastive", contrastive.oracle, ({}, {"pos_margin": 0.6, "neg_margin": 1.3})),
     Case(
         "decoupled-softmax",
         decoupled_softmax.oracle,
@@ -93,6 +128,24 @@ CASES = [
         ({}, {"mining_margin": 0.1}, {"alpha": 1, "beta": 40, "base": 0.0}, {"mining_margin": 0.0, "alpha": 3.5}),
     ),
     Case("nbc-softmax", nbc_softmax.oracle, ({}, {"weight": 1.0, "normalise_by": "none"}, {"tau": 3.0, "weight": 0.3})),
+    Case("ntxent", ntxent.oracle, ({}, {"temperature": 1.0}, {"temperature": 0.01})),
+    Case("proto-triplet", proto_triplet.oracle, ({}, {"split": "half"}, {"margin": 2.0})),
+    Case("proxy-anchor", proxy_anchor.oracle, ({}, {"margin": 0.3, "alpha": 4.0})),
+    Case("supcon", supcon.oracle, ({}, {"temperature": 1.0}, {"temperature": 0.01})),
+    Case(
+        "triplet-margin",
+        triplet_margin.oracle,
+        (
+            {},
+            {"margin": 0.4, "swap": True},
+            {"smooth_loss": True},
+            {"smooth_loss": True, "swap": True},
+            {"margin": 0.3, "mining": "semihard"},
+            {"mining": "semihard", "smooth_loss": True, "margin": 0.2},
+            {"margin": 0.3, "mining": "hard"},
+            {"margin": 0.3, "mining": "hard", "swap": True},
+        ),
+    ),
     Case(
         "threshold-consistent-margin",
         threshold_consistent_margin.oracle,
