@@ -42,6 +42,7 @@ class Capabilities:
         reference_set: ``ref_emb`` and ``ref_labels``.
         mined_pairs: ``indices_tuple``.
         multi_label: multi-hot labels (B, L).
+        needs_norms: reads the length of the embeddings, which therefore must come from before any normalisation.
     """
 
     inputs: Literal["labels", "documents"]
@@ -50,6 +51,7 @@ class Capabilities:
     reference_set: bool = True
     mined_pairs: bool = True
     multi_label: bool = True
+    needs_norms: bool = False
 
 
 class Loss(nn.Module):
