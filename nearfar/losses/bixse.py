@@ -63,7 +63,7 @@ class BiXSELoss(PairwiseSigmoidLoss):
         >>> queries, documents = torch.eye(3), torch.eye(3)
         >>> loss = BiXSELoss(bias=-10.0)
         >>> round(loss(queries, documents, torch.diag(torch.tensor([1.0, 0.75, 0.5]))).item(), 4)
-        4.1668
+        2.5001
 
     Source: certain from the paper are binary cross-entropy, graded relevance as probabilities, in-batch negatives and
     that one labelled document per query suffices. No official code was found. The scale of 20 and the mean over pairs

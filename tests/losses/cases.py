@@ -33,6 +33,7 @@ from tests.oracles.losses import (
     pairwise_sigmoid,
     proto_triplet,
     proxy_anchor,
+    soft_top_k,
     supcon,
     threshold_consistent_margin,
     triplet_margin,
@@ -172,6 +173,16 @@ CASES = [
         ),
     ),
     Case("siglip", pairwise_sigmoid.oracle, ({}, {"scale": 3, "bias": -2.71}, {"false_negative_margin": 0.1})),
+    Case(
+        "soft-top-k",
+        soft_top_k.oracle,
+        (
+            {"k": 2},
+            {},
+            {"k": "positives", "temperature": 1.0},
+            {"k": 1, "alpha": 0.5, "false_negative_margin": 0.1},
+        ),
+    ),
 ]
 BY_NAME = {case.name: case for case in CASES}
 
