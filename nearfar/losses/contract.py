@@ -395,8 +395,7 @@ def _check_indices(indices: Tensor, count: int, partners: Tensor) -> None:
             f"indices_tuple holds a tensor of shape {tuple(indices.shape)} and dtype {indices.dtype} beside one of "
             f"shape {tuple(partners.shape)}; anchors and their partners are integers (P,) of equal length"
         )
-    # Reading the values of a tensor on an accelerator would make every step wait for it.
-    if indices.device.type == "cpu" and len(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < count:
+    if _readable(indices) and not 0 <= int(indices.min()) <= int(indices.max()) < count:
         raise InputError(
             f"indices_tuple runs from {int(indices.min())} to {int(indices.max())}; there are {count} rows to point at"
         )
@@ -440,8 +439,7 @@ def check_relevance(relevance: Tensor | None, shape: tuple[int, int]) -> None:
             f"relevance has shape {tuple(relevance.shape)}; it needs {shape}: a row a query, a column a document"
         )
     grades = relevance if relevance.layout == torch.strided else relevance.to_sparse_coo().coalesce().values()  # type: ignore[no-untyped-call]
-    # Reading the values of a tensor on an accelerator would make every step wait for it.
-    if grades.device.type == "cpu" and grades.numel() and not bool(((grades >= 0) & (grades <= 1)).all()):
+    if _readable(grades) and not bool(((grades >= 0) & (grades <= 1)).all()):
         raise InputError(
             f"relevance holds {grades.min():g} to {grades.max():g}; grades lie in [0, 1]: divide by the top"
         )
@@ -477,16 +475,21 @@ def check_positive(name: str, value: float) -> float:
     return float(value)
 
 
-def check_class_labels(labels: Tensor | None, num_classes: int) -> Tensor:
-    """Integer labels (B,) of known classes."""
+def _readable(values: Tensor) -> bool:
+    """Whether the values can be looked at: an accelerator would make every step wait, and a compiler has none."""
+    return values.device.type == "cpu" and values.numel() > 0 and not torch.compiler.is_compiling()
+
+
+def check_class_labels(labels: Tensor | None, num_classes: int, ignored: int | None = None) -> Tensor:
+    """Integer labels (B,) of known classes, or the label ``ignored`` (just below 0) of samples without a class."""
     assert labels is not None
-    # Reading the values of a tensor on an accelerator would make every step wait for it.
-    if labels.device.type == "cpu" and labels.numel():
+    if _readable(labels):
         lowest, highest = int(labels.min()), int(labels.max())
-        if lowest < 0 or highest >= num_classes:
+        if lowest < (0 if ignored is None else ignored) or highest >= num_classes:
+            leave_out = "" if ignored is None else f", and {ignored} leaves a sample out"
             raise InputError(
                 f"labels run from {lowest} to {highest}; with num_classes={num_classes} they lie in "
-                f"[0, {num_classes - 1}]"
+                f"[0, {num_classes - 1}]{leave_out}"
             )
     return labels.long()
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from nearfar.errors import InputError
+from nearfar.losses.class_means import class_means
 from nearfar.losses.contract import (
     Capabilities,
     LabelBatch,
@@ -103,9 +104,11 @@ class NBCSoftmaxLoss(LabelLoss):
     def compute(self, batch: LabelBatch) -> Tensor:
         """Base loss and block term."""
         labels = check_class_labels(batch.labels, self.num_classes)
-        means = normalise(class_means(batch.embeddings, labels))  # (V, D)
-        block = torch.arange(len(means), device=means.device)
-        comparison = Comparison(means, means, LabelTarget(block, block, self_column=0))
+        classes = class_means(batch.embeddings, labels, self.path)
+        means, slots = normalise(classes.means), torch.arange(len(classes.means), device=labels.device)  # (V, D)
+        present = {"present": classes.present}
+        target = LabelTarget(slots, slots, self_column=0)
+        comparison = Comparison(means, means, target, row_data=present, column_data=present)
         total, count = row_local(comparison, self.rows, path=self.path)
         divisor = self.num_classes if self.normalise_by == "num_classes" else 1
         repulsion = total / count.clamp(min=1) / divisor
@@ -114,13 +117,5 @@ class NBCSoftmaxLoss(LabelLoss):
 
     def rows(self, tile: Tile) -> RowValues:
         """Block term per class: its own exponent is 0, hence the 1 inside softplus."""
-        value = softplus(masked_logsumexp(self.tau * tile.similarity, tile.target.negative))
-        return value, torch.ones_like(value, dtype=torch.bool)
-
-
-def class_means(embeddings: Tensor, labels: Tensor) -> Tensor:
-    """Mean embedding of each class in the batch, (V, D), in ascending order of the labels, under autograd."""
-    classes, index, sizes = torch.unique(labels, return_inverse=True, return_counts=True)
-    sums = embeddings.new_zeros(len(classes), embeddings.shape[1]).index_add(0, index, embeddings)
-    means: Tensor = sums / sizes[:, None]  # (V, D)
-    return means
+        rivals = tile.target.negative & tile.column["present"]  # (rows, columns)
+        return softplus(masked_logsumexp(self.tau * tile.similarity, rivals)), tile.row["present"]

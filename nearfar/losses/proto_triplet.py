@@ -10,6 +10,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from nearfar.losses.class_means import class_means
 from nearfar.losses.contract import (
     Capabilities,
     LabelBatch,
@@ -21,7 +22,6 @@ from nearfar.losses.contract import (
 )
 from nearfar.losses.engine import Comparison, Euclidean, LabelTarget, RowValues, Tile
 from nearfar.losses.icnn import halves
-from nearfar.losses.nbc_softmax import class_means
 
 _INNER_EPSILON = 1e-6  # inside the square root of a distance
 
@@ -107,18 +107,19 @@ class ProtoTripletLoss(RowLocalLabelLoss):
             x, labels = x[query], labels[query]
         elif batch.is_self:
             leave_out = True
-        classes, index, sizes = torch.unique(support_labels, return_inverse=True, return_counts=True)
+        classes = class_means(support, support_labels, self.path)
         stretch = x.new_ones(len(x))
         if leave_out:
             # Without the sample itself its class mean is size / (size - 1) times as far away; alone, at infinity.
-            size = sizes[index].to(x.dtype)
-            stretch = size / (size - 1)  # (Q,)
+            size = classes.sizes[classes.slots]  # (Q,)
+            stretch = size / (size - 1)
         comparison = Comparison(
             x,
-            class_means(support, support_labels),
-            LabelTarget(labels, classes),
+            classes.means,
+            LabelTarget(labels, classes.labels),
             Euclidean(_INNER_EPSILON),
             row_data={"stretch": stretch},
+            column_data={"present": classes.present},
         )
         values = reduce_rows(self, comparison, self.rows, None)
         if query is None or self.reduction == "mean":
@@ -127,11 +128,12 @@ class ProtoTripletLoss(RowLocalLabelLoss):
 
     def rows(self, tile: Tile) -> RowValues:
         """Loss per query, and the queries with a prototype of their own class and one of another."""
-        d, target, stretch = tile.similarity, tile.target, tile.row["stretch"]
-        counted = target.has_positive() & target.has_negative() & (stretch < torch.inf)
-        stretch = stretch.masked_fill(~counted, 1.0)
+        d, present, stretch = tile.similarity, tile.column["present"], tile.row["stretch"]
+        positive, negative = tile.target.positive & present, tile.target.negative & present
+        counted = positive.any(1) & negative.any(1) & (stretch < torch.inf)
         # Rows that do not count get harmless numbers, since infinity has no gradient.
-        own = d.masked_fill(~target.positive, 0.0).sum(1).masked_fill(~counted, 1.0)  # (rows,)
+        stretch = stretch.masked_fill(~counted, 1.0)
+        own = d.masked_fill(~positive, 0.0).sum(1).masked_fill(~counted, 1.0)  # (rows,)
         square = (own.square() - _INNER_EPSILON).relu() * stretch.square() + _INNER_EPSILON
-        nearest = d.masked_fill(~target.negative, torch.inf).amin(1).masked_fill(~counted, 0.0)  # (rows,)
+        nearest = d.masked_fill(~negative, torch.inf).amin(1).masked_fill(~counted, 0.0)  # (rows,)
         return (square.sqrt() - nearest + self.margin).relu(), counted

@@ -54,7 +54,8 @@ class Comparison:
     rows: Tensor
     columns: Tensor
     target: Target
-    similarity: Similarity = field(default_factory=Dot)
+    # A function, since torch.compile cannot trace a class as factory.
+    similarity: Similarity = field(default_factory=lambda: Dot())
     row_data: Mapping[str, Tensor] = field(default_factory=dict)
     column_data: Mapping[str, Tensor] = field(default_factory=dict)
     parameters: Mapping[str, Tensor] = field(default_factory=dict)

@@ -27,7 +27,8 @@ def unit(vectors: Tensor) -> Tensor:
 
 def _divisor(vectors: Tensor) -> Tensor:
     norm = torch.linalg.vector_norm(vectors, dim=1)
-    return norm.masked_fill(norm < _TINY_NORM, torch.inf)
+    divisor: Tensor = norm.masked_fill(norm < _TINY_NORM, torch.inf)
+    return divisor
 
 
 class Walk(Protocol):
@@ -129,6 +130,8 @@ class Euclidean:
 
     def dense(self, rows: Tensor, columns: Tensor) -> Tensor:
         """The whole matrix (R, C), under autograd."""
+        if columns is rows:
+            columns = columns.view_as(columns)  # torch.compile refuses one tensor as two arguments
         distance: Tensor = _Distance.apply(rows, columns, self.epsilon)  # type: ignore[no-untyped-call]
         return distance
 

@@ -7,13 +7,27 @@ batches positives are few, so a loss handles every pair as a negative and then c
 from __future__ import annotations
 
 from collections.abc import Callable
-from functools import cached_property
-from typing import Protocol
+from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
 
 Pairs = tuple[Tensor, Tensor]  # row and column indices within the tile, sorted by row
+
+
+_Value = TypeVar("_Value")
+
+
+class _Lazy(Generic[_Value]):
+    """``functools.cached_property`` without the lock it holds before Python 3.12: ``torch.compile`` cannot enter it."""
+
+    def __init__(self, function: Callable[[Any], _Value]) -> None:
+        self.function = function
+
+    def __get__(self, owner: Any, _: type | None = None) -> _Value:
+        value = self.function(owner)
+        owner.__dict__[self.function.__name__] = value  # shadows this descriptor from now on
+        return value
 
 
 class TargetTile:
@@ -92,7 +106,7 @@ class LabelTarget:
         self.column_labels = column_labels
         self.self_column = self_column
 
-    @cached_property
+    @_Lazy
     def _columns_by_label(self) -> tuple[Tensor, Tensor, Tensor]:
         # Sorted by label, the columns of a class are one run: a row's positives are found without a matrix.
         sorted_labels, order = torch.sort(self.column_labels, stable=True)
@@ -119,7 +133,7 @@ class _LabelTile(TargetTile):
     def shape(self) -> tuple[int, int]:
         return self._rows.stop - self._rows.start, self._column_stop - self._column_start
 
-    @cached_property
+    @_Lazy
     def _same(self) -> Tensor:
         columns = self._target.column_labels[self._column_start : self._column_stop]
         return self._target.row_labels[self._rows, None] == columns  # (rows, columns)
@@ -128,8 +142,8 @@ class _LabelTile(TargetTile):
     def negative(self) -> Tensor:  # type: ignore[override]
         return ~self._same
 
-    @cached_property
-    def positive(self) -> Tensor:  # type: ignore[override]
+    @_Lazy
+    def positive(self) -> Tensor:
         if self._target.self_column is None:
             return self._same
         shift = self._row_start + self._target.self_column - self._column_start
