@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from nearfar.losses.engine import comparison
+from nearfar.losses.engine import classes, comparison
 
 
 @pytest.fixture
@@ -14,6 +14,8 @@ def tiny_tiles(monkeypatch):
     monkeypatch.setattr(comparison, "TILE_BYTES", 1)
     monkeypatch.setattr(comparison, "_FEWEST_ROWS", 3)
     monkeypatch.setattr(comparison, "_WIDEST_TILE", 4)
+    monkeypatch.setattr(classes, "_TILE_BYTES", 1)
+    monkeypatch.setattr(classes, "_FEWEST_CLASSES", 4)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -201,7 +201,7 @@ def test_labels_are_compared_exactly(case):
 
 
 @each([case for case in LABEL_CASES if case.has_classes])
-@pytest.mark.parametrize("label", [-1, CLASSES])
+@pytest.mark.parametrize("label", [-2, CLASSES])
 def test_labels_without_a_class_are_refused(case, label):
     inputs = plain(generator())
     inputs.labels[3] = label

@@ -5,10 +5,11 @@ operands first (class means, drawn margins, moving averages):
 
 1. row-local: a value per row from that row of similarities (``row_local``); gradients in one pass
 2. statistics: sums, maxima and log-sum-exps over rows, columns or everything, then a formula on these small tensors
-   (``statistics``); gradients in a second pass
+   (``statistics``); gradients in a second pass. ``class_statistics`` is this form for very many class weights
 3. whole-set: plain torch on the dense matrix, its memory documented
 """
 
+from nearfar.losses.engine.classes import ClassStatistics, Logit, class_statistics
 from nearfar.losses.engine.comparison import Comparison, Tile
 from nearfar.losses.engine.reductions import masked_logsumexp, segment_logsumexp, segment_sum, softplus
 from nearfar.losses.engine.row_local import RowGradient, RowValues, row_local, row_values
@@ -25,12 +26,14 @@ from nearfar.losses.engine.targets import (
 )
 
 __all__ = [
+    "ClassStatistics",
     "Comparison",
     "Dot",
     "Euclidean",
     "FunctionTarget",
     "LabelTarget",
     "LogSumExp",
+    "Logit",
     "Maximum",
     "MultiHotTarget",
     "PairTarget",
@@ -44,6 +47,7 @@ __all__ = [
     "TargetTile",
     "Tile",
     "UnitEuclidean",
+    "class_statistics",
     "masked_logsumexp",
     "row_local",
     "row_values",
