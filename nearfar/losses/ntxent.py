@@ -31,6 +31,7 @@ class NTXentLoss(RowLocalLabelLoss):
         temperature: divides the cosine; 0.07 (pytorch-metric-learning), 0.1 to 0.5 in the paper (from memory).
         reduction: "mean" only: the mean is over pairs, not over rows.
         path: "streamed" or "dense".
+        gather_across_devices: see ``Loss``; False.
 
     Shape:
         embeddings (B, D), labels (B,) or (B, L) -> scalar.
@@ -43,7 +44,7 @@ class NTXentLoss(RowLocalLabelLoss):
         >>> from nearfar.losses import NTXentLoss
         >>> x = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-0.8, 0.6]])
         >>> round(NTXentLoss(temperature=1)(x, torch.tensor([0, 0, 1, 1])).item(), 4)
-        0.8005
+        0.8021
 
     Source: pytorch-metric-learning, with two differences. There a small constant inside the logarithm bounds a pair's
     loss at 87 in float32 and takes its gradient away, which happens to hard pairs at low temperature; here loss and
@@ -60,8 +61,15 @@ class NTXentLoss(RowLocalLabelLoss):
     year = {2020}
 }"""
 
-    def __init__(self, temperature: float = 0.07, *, reduction: Reduction = "mean", path: Path = "streamed") -> None:
-        super().__init__(reduction=reduction, path=path)
+    def __init__(
+        self,
+        temperature: float = 0.07,
+        *,
+        reduction: Reduction = "mean",
+        path: Path = "streamed",
+        gather_across_devices: bool = False,
+    ) -> None:
+        super().__init__(reduction=reduction, path=path, gather_across_devices=gather_across_devices)
         self.temperature = check_positive("temperature", temperature)
 
     def settings(self) -> dict[str, object]:

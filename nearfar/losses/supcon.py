@@ -5,11 +5,14 @@ Each positive against everything the anchor is compared with, its other positive
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from nearfar.losses.contract import LabelBatch, Path, Reduction, RowLocalLabelLoss, check_positive, reduce_rows
 from nearfar.losses.engine import Comparison, RowGradient, RowValues, Tile, masked_logsumexp, segment_sum
+from nearfar.losses.engine.distributed import max_over_processes
 
 
 class SupConLoss(RowLocalLabelLoss):
@@ -26,6 +29,7 @@ class SupConLoss(RowLocalLabelLoss):
         temperature: divides the cosine; 0.1 (paper, from memory; pytorch-metric-learning).
         reduction: "mean" or "none".
         path: "streamed" or "dense".
+        gather_across_devices: see ``Loss``; False.
 
     Shape:
         embeddings (B, D), labels (B,) or (B, L) -> scalar, or (B,) with ``reduction="none"``.
@@ -38,7 +42,7 @@ class SupConLoss(RowLocalLabelLoss):
         >>> from nearfar.losses import SupConLoss
         >>> x = torch.tensor([[1.0, 0.0], [0.6, 0.8], [0.0, 1.0], [-0.8, 0.6]])
         >>> round(SupConLoss(temperature=1)(x, torch.tensor([0, 0, 1, 1])).item(), 4)
-        0.8005
+        0.8021
 
     Source: pytorch-metric-learning (the paper's "out" form). A sample mined as positive and as negative of the same
     anchor is refused there; here it is one candidate, and positive.
@@ -53,8 +57,15 @@ class SupConLoss(RowLocalLabelLoss):
     year = {2020}
 }"""
 
-    def __init__(self, temperature: float = 0.1, *, reduction: Reduction = "mean", path: Path = "streamed") -> None:
-        super().__init__(reduction=reduction, path=path)
+    def __init__(
+        self,
+        temperature: float = 0.1,
+        *,
+        reduction: Reduction = "mean",
+        path: Path = "streamed",
+        gather_across_devices: bool = False,
+    ) -> None:
+        super().__init__(reduction=reduction, path=path, gather_across_devices=gather_across_devices)
         self.temperature = check_positive("temperature", temperature)
 
     def settings(self) -> dict[str, object]:
@@ -63,7 +74,7 @@ class SupConLoss(RowLocalLabelLoss):
 
     def compute(self, batch: LabelBatch) -> Tensor:
         """Mean over the anchors that count, or a value per anchor; 0 where nothing is negative."""
-        comparison = self.compare(batch)
+        comparison = replace(self.compare(batch), shard=batch.rows)
         values = reduce_rows(self, comparison, self.rows, self.rows_with_gradient)
         return values * _any_negative(comparison, self.path)
 
@@ -102,6 +113,9 @@ class SupConLoss(RowLocalLabelLoss):
 
 def _any_negative(comparison: Comparison, path: Path) -> Tensor | bool:
     """Whether anything is negative at all; the first tile nearly always says so."""
+    if comparison.shard is not None:
+        found = _any_negative(replace(comparison, shard=None), path)
+        return max_over_processes(torch.as_tensor(found, dtype=torch.int64, device=comparison.rows.device))
     if path == "dense" and not comparison.is_empty:
         return comparison.target.tile(slice(None), slice(None)).negative.any()
     return any(bool(comparison.target.tile(rows, columns).negative.any()) for rows, columns in comparison.tiles())
