@@ -1,5 +1,7 @@
 """Losses for metric learning and retrieval: one paper, one file; all streamed where their maths allows."""
 
+from nearfar.losses.mann_whitney import MannWhitneyLoss
+
 from nearfar.losses.adaface import AdaFaceLoss
 from nearfar.losses.arcface import ArcFaceLoss
 from nearfar.losses.bixse import BiXSELoss
@@ -46,6 +48,7 @@ __all__ = [
     "LinearSoftmaxLoss",
     "Loss",
     "LossEntry",
+    "MannWhitneyLoss",
     "MultiSimilarityLoss",
     "NBCSoftmaxLoss",
     "NTXentLoss",

@@ -29,6 +29,7 @@ _NAMES = {
     "icnn": "ICNNLoss",
     "info-nce": "InfoNCELoss",
     "linear-softmax": "LinearSoftmaxLoss",
+    "mann-whitney": "MannWhitneyLoss",
     "multi-similarity": "MultiSimilarityLoss",
     "nbc-softmax": "NBCSoftmaxLoss",
     "normalized-softmax": "NormalizedSoftmaxLoss",

@@ -164,7 +164,7 @@ class _Threshold(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, logits: Tensor, next_best: Tensor, k: Tensor) -> Tensor:
-        threshold = soft_top_k_threshold(logits, next_best, k)
+        threshold: Tensor = soft_top_k_threshold(logits, next_best, k)
         ctx.save_for_backward(logits, threshold)
         return threshold
 
@@ -244,7 +244,8 @@ class _Search:
         saturated = (slope < precision.tiny / precision.eps) & (excess.abs() < 0.5)
         stuck = self.high - self.low <= 4 * precision.eps * self.threshold.abs()
         self.threshold = torch.where(saturated, self.threshold, following)
-        return (near | saturated | stuck).squeeze(1)
+        done: Tensor = (near | saturated | stuck).squeeze(1)
+        return done
 
     def _excess(self) -> tuple[Tensor, Tensor]:
         """``sum sigmoid - k`` without cancellation, and its derivative, both (rows, 1)."""

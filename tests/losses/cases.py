@@ -26,6 +26,7 @@ from tests.oracles.losses import (
     icnn,
     info_nce,
     linear_softmax,
+    mann_whitney,
     multi_similarity,
     nbc_softmax,
     normalized_softmax,
@@ -181,6 +182,15 @@ CASES = [
             {},
             {"k": "positives", "temperature": 1.0},
             {"k": 1, "alpha": 0.5, "false_negative_margin": 0.1},
+        ),
+    ),
+    Case(
+        "mann-whitney",
+        mann_whitney.oracle,
+        (
+            {"temperature": 0.1},
+            {"normalise": "positives"},
+            {"temperature": 1.0, "false_negative_margin": 0.1},
         ),
     ),
 ]
