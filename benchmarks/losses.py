@@ -1,0 +1,255 @@
+"""nearfar's losses beside pytorch-metric-learning's: time and memory of one step, forward and backward.
+
+Time: one thread, one process, process CPU time (so that other work on the machine counts little). The contestants take
+turns, in an order that is reversed every round; the table has the median of the rounds, and the lowest and highest
+ratio within a round. "products" is the floor: the three matrix products that any such loss needs (the similarities
+S = X Y^T, and the gradients G Y and G^T X), walked in the same tiles, with nothing in between. Before any clock runs,
+both libraries must agree on value and gradient.
+
+Memory: a fresh process per library, loss and size, which takes one small step first (so that everything is imported
+and loaded) and then one step of the real size. It reports by how much the step raised the process's peak resident
+memory (``resource.getrusage``). Before the step, ballast is allocated up to the peak so far: otherwise the first
+megabytes of the step would hide below it. The embeddings and their gradient are not part of the figure, since both
+exist before. Resident memory is what the machine must have; an allocation that is never touched does not count.
+
+    python benchmarks/losses.py --sizes 1024 4096 --repeats 7
+"""
+
+from __future__ import annotations
+
+import argparse
+import gc
+import json
+import os
+import platform
+import resource
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from importlib.metadata import version
+from pathlib import Path
+
+import torch
+
+import nearfar
+from nearfar.losses import get_loss
+from nearfar.losses.engine import Comparison, Dot, LabelTarget
+
+RESULTS = Path(__file__).parent / "results"
+PER_CLASS = 4  # samples of each class in a batch
+THEIRS = "pytorch-metric-learning"
+
+
+@dataclass(frozen=True)
+class Contest:
+    """A loss of nearfar by its registry name, and what it is compared with by the name and options over there."""
+
+    ours: str
+    theirs: str
+
+
+# A further loss joins with one line.
+CONTESTS = {
+    "CircleLoss": Contest("circle", "pml:CircleLoss"),
+    "MultiSimilarityLoss": Contest("multi-similarity", "pml:MultiSimilarityLoss"),
+}
+
+Step = Callable[[], float]
+
+
+def batch(size: int, dimension: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Embeddings that already know their class a little, in random order."""
+    generator = torch.Generator().manual_seed(size)
+    labels = torch.arange(size) // PER_CLASS
+    centres = torch.randn(size // PER_CLASS + 1, dimension, generator=generator)
+    embeddings = centres[labels] + 2 * torch.randn(size, dimension, generator=generator)
+    order = torch.randperm(size, generator=generator)
+    return embeddings[order].requires_grad_(), labels[order]
+
+
+def step_of(loss: torch.nn.Module, embeddings: torch.Tensor, labels: torch.Tensor) -> Step:
+    """One forward and backward; returns the value."""
+    embeddings.grad = torch.zeros_like(embeddings)
+
+    def step() -> float:
+        value = loss(embeddings, labels)
+        value.backward()
+        return value.item()
+
+    return step
+
+
+def products_of(embeddings: torch.Tensor, labels: torch.Tensor) -> Step:
+    """The three products of a streamed loss, in its tiles."""
+    points = embeddings.detach()
+    comparison = Comparison(points, points, LabelTarget(labels, labels, 0))
+    everything = slice(0, len(points))
+
+    def step() -> float:
+        walk = Dot().walk(points, points, True, True)
+        for rows in comparison.row_blocks():
+            tile = walk.tile(rows, everything)
+            walk.pull(rows, everything, tile, tile)
+        return 0.0
+
+    return step
+
+
+def check_agreement(name: str, contest: Contest, embeddings: torch.Tensor, labels: torch.Tensor) -> None:
+    """Both libraries compute the same function."""
+    found = []
+    for key in (contest.ours, contest.theirs):
+        value = step_of(get_loss(key), embeddings, labels)()
+        found.append((value, embeddings.grad.clone()))
+    (one, one_gradient), (other, other_gradient) = found
+    error = ((one_gradient - other_gradient).norm() / other_gradient.norm()).item()
+    if abs(one - other) > 1e-4 * abs(other) or error > 1e-3:
+        raise SystemExit(f"{name}: the libraries disagree: {one} and {other}, gradients by {error:.1e}")
+
+
+def cpu_seconds(step: Step) -> float:
+    gc.collect()
+    start = time.process_time()
+    step()
+    return time.process_time() - start
+
+
+def measure_time(name: str, contest: Contest, size: int, dimension: int, repeats: int) -> dict:
+    embeddings, labels = batch(size, dimension)
+    check_agreement(name, contest, embeddings, labels)
+    steps = {
+        "nearfar": step_of(get_loss(contest.ours), embeddings, labels),
+        THEIRS: step_of(get_loss(contest.theirs), embeddings, labels),
+        "products": products_of(embeddings, labels),
+    }
+    times: dict[str, list[float]] = {key: [] for key in steps}
+    for step in steps.values():
+        step()
+    for number in range(repeats):
+        for key in list(steps)[:: 1 if number % 2 == 0 else -1]:
+            times[key].append(cpu_seconds(steps[key]))
+    ratios = [theirs / ours for theirs, ours in zip(times[THEIRS], times["nearfar"], strict=True)]
+    median = {key: statistics.median(values) for key, values in times.items()}
+    return {
+        "loss": name,
+        "size": size,
+        "dimension": dimension,
+        "cpu_seconds": times,
+        "median_cpu_seconds": median,
+        "speedup": statistics.median(ratios),
+        "speedup_range": [min(ratios), max(ratios)],
+        "in_products": {key: median[key] / median["products"] for key in ("nearfar", THEIRS)},
+    }
+
+
+def peak_mebibytes() -> float:
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / (2**20 if sys.platform == "darwin" else 2**10)
+
+
+def resident_mebibytes() -> float:
+    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
+
+
+def memory_of_one_step(key: str, size: int, dimension: int) -> float:
+    """In MiB; run in a process of its own."""
+    loss = get_loss(key)
+    step_of(loss, *batch(64, dimension))()
+    step = step_of(loss, *batch(size, dimension))
+    gap = max(0.0, peak_mebibytes() - resident_mebibytes())
+    ballast = torch.ones(int(gap * 2**18))  # float32: 2^18 are a MiB
+    before = peak_mebibytes()
+    step()
+    used = peak_mebibytes() - before
+    del ballast
+    return used
+
+
+def measure_memory(contest: Contest, size: int, dimension: int) -> dict[str, float]:
+    found = {}
+    for library, key in (("nearfar", contest.ours), (THEIRS, contest.theirs)):
+        command = [sys.executable, __file__, "--memory-of", key, "--sizes", str(size), "--dimension", str(dimension)]
+        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        found[library] = float(output.strip().splitlines()[-1])
+    return found
+
+
+def surroundings(arguments: argparse.Namespace) -> dict:
+    cpu = platform.processor() or platform.machine()
+    info = Path("/proc/cpuinfo")
+    if info.exists():
+        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
+        cpu = names[0] if names else cpu
+    sizes = " ".join(map(str, arguments.sizes))
+    return {
+        "command": f"python benchmarks/losses.py --sizes {sizes} --repeats {arguments.repeats}",
+        "versions": {
+            "nearfar": nearfar.__version__,
+            "pytorch-metric-learning": version("pytorch-metric-learning"),
+            "torch": torch.__version__,
+            "python": platform.python_version(),
+        },
+        "cpu": cpu,
+        "threads": 1,
+        "load_average": os.getloadavg()[0],
+        "samples_per_class": PER_CLASS,
+    }
+
+
+def as_markdown(report: dict) -> str:
+    versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
+    lines = [
+        "# Losses: one step, forward and backward",
+        "",
+        f"`{report['command']}`; {versions}; {report['cpu']}, one thread, load {report['load_average']:.1f};",
+        f"float32, {report['samples_per_class']} samples per class. Medians of CPU time; the range is that of the",
+        "ratio within a round, the floor the three matrix products. How it is measured: `benchmarks/losses.py`.",
+        "",
+        "| loss | batch | pytorch-metric-learning | nearfar | faster | range | times the floor: PML, nearfar "
+        "| extra memory: PML | nearfar | less |",
+        "|---|---|---|---|---|---|---|---|---|---|",
+    ]
+    for row in report["rows"]:
+        times, memory, floor = row["median_cpu_seconds"], row["extra_mebibytes"], row["in_products"]
+        lowest, highest = row["speedup_range"]
+        lines.append(
+            f"| {row['loss']} | {row['size']} x {row['dimension']} | {1e3 * times[THEIRS]:.1f} ms "
+            f"| {1e3 * times['nearfar']:.1f} ms | {row['speedup']:.1f}x | {lowest:.1f}-{highest:.1f}x "
+            f"| {floor[THEIRS]:.1f}, {floor['nearfar']:.1f} | {memory[THEIRS]:.1f} MiB | {memory['nearfar']:.1f} MiB "
+            f"| {memory[THEIRS] / max(memory['nearfar'], 0.1):.0f}x |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
+    parser.add_argument("--sizes", type=int, nargs="+", default=[1024, 4096], help="batch sizes")
+    parser.add_argument("--repeats", type=int, default=7, help="rounds per loss and size")
+    parser.add_argument("--dimension", type=int, default=128, help="of the embeddings")
+    parser.add_argument("--output", type=Path, default=RESULTS, help="folder for losses.json and losses.md")
+    parser.add_argument("--memory-of", help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    torch.set_num_threads(1)
+    if arguments.memory_of:
+        print(memory_of_one_step(arguments.memory_of, arguments.sizes[0], arguments.dimension))
+        return
+    report = {**surroundings(arguments), "rows": []}
+    for size in arguments.sizes:
+        for name, contest in CONTESTS.items():
+            row = measure_time(name, contest, size, arguments.dimension, arguments.repeats)
+            row["extra_mebibytes"] = measure_memory(contest, size, arguments.dimension)
+            report["rows"].append(row)
+            print(f"{name} {size}: {row['speedup']:.1f}x, {row['extra_mebibytes']}", file=sys.stderr)
+    arguments.output.mkdir(parents=True, exist_ok=True)
+    (arguments.output / "losses.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    table = as_markdown(report)
+    (arguments.output / "losses.md").write_text(table, encoding="utf-8")
+    print(table)
+
+
+if __name__ == "__main__":
+    main()
