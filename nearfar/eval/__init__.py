@@ -11,23 +11,31 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nearfar.eval.embeddings import EmbeddingResult, evaluate_embeddings
     from nearfar.eval.metrics import DEFAULT_METRICS
+    from nearfar.eval.multiple_tests import benjamini_hochberg, holm
     from nearfar.eval.ranking import RankingResult, evaluate_run, recall_curve
     from nearfar.eval.ranking_arrays import evaluate_arrays
     from nearfar.eval.report import ModelSection, Report, write_report
+    from nearfar.eval.run_comparison import Comparison, PairComparison
+    from nearfar.eval.significance import compare_runs
     from nearfar.eval.thresholds.histograms import ScoreHistogram, score_histogram
     from nearfar.eval.thresholds.opis import OPISResult, opis
 
 _MODULES = {
     "DEFAULT_METRICS": "metrics",
+    "Comparison": "run_comparison",
     "EmbeddingResult": "embeddings",
     "ModelSection": "report",
     "OPISResult": "thresholds.opis",
+    "PairComparison": "run_comparison",
     "RankingResult": "ranking",
     "Report": "report",
     "ScoreHistogram": "thresholds.histograms",
+    "benjamini_hochberg": "multiple_tests",
+    "compare_runs": "significance",
     "evaluate_arrays": "ranking_arrays",
     "evaluate_embeddings": "embeddings",
     "evaluate_run": "ranking",
+    "holm": "multiple_tests",
     "opis": "thresholds.opis",
     "recall_curve": "ranking",
     "score_histogram": "thresholds.histograms",
@@ -36,15 +44,20 @@ _MODULES = {
 
 __all__ = [
     "DEFAULT_METRICS",
+    "Comparison",
     "EmbeddingResult",
     "ModelSection",
     "OPISResult",
+    "PairComparison",
     "RankingResult",
     "Report",
     "ScoreHistogram",
+    "benjamini_hochberg",
+    "compare_runs",
     "evaluate_arrays",
     "evaluate_embeddings",
     "evaluate_run",
+    "holm",
     "opis",
     "recall_curve",
     "score_histogram",
