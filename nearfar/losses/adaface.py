@@ -44,6 +44,7 @@ class AdaFaceLoss(ClassHead):
         seed: of the class sampling.
         reduction: "mean" or "none".
         path: "streamed" or "dense".
+        gather_across_devices: see ``Loss``; False.
 
     Attributes:
         weight: (C, D), uniform in (-1, 1), then of unit length.
@@ -95,9 +96,17 @@ class AdaFaceLoss(ClassHead):
         seed: int = 0,
         reduction: Reduction = "mean",
         path: Path = "streamed",
+        gather_across_devices: bool = False,
     ) -> None:
         super().__init__(
-            num_classes, embedding_size, scale, sample_rate=sample_rate, seed=seed, reduction=reduction, path=path
+            num_classes,
+            embedding_size,
+            scale,
+            sample_rate=sample_rate,
+            seed=seed,
+            reduction=reduction,
+            path=path,
+            gather_across_devices=gather_across_devices,
         )
         if not 0 <= ema <= 1:
             raise InputError(f"ema={ema!r} is the weight of the new batch; it lies in [0, 1]")

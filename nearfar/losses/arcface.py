@@ -35,6 +35,7 @@ class ArcFaceLoss(PMLWeights):
         seed: of the class sampling.
         reduction: "mean" or "none".
         path: "streamed" or "dense".
+        gather_across_devices: see ``Loss``; False.
 
     Attributes:
         weight: (C, D), drawn from N(0, 1) as there.
@@ -79,9 +80,17 @@ class ArcFaceLoss(PMLWeights):
         seed: int = 0,
         reduction: Reduction = "mean",
         path: Path = "streamed",
+        gather_across_devices: bool = False,
     ) -> None:
         super().__init__(
-            num_classes, embedding_size, scale, sample_rate=sample_rate, seed=seed, reduction=reduction, path=path
+            num_classes,
+            embedding_size,
+            scale,
+            sample_rate=sample_rate,
+            seed=seed,
+            reduction=reduction,
+            path=path,
+            gather_across_devices=gather_across_devices,
         )
         if not 0 <= margin <= 180:
             raise InputError(f"margin={margin!r} is in degrees here; it lies in [0, 180]")

@@ -14,6 +14,7 @@ from torch import Tensor
 from nearfar.errors import InputError
 from nearfar.losses.contract import Path, Reduction
 from nearfar.losses.engine import Comparison, Sum, Tile, statistics
+from nearfar.losses.engine.distributed import process_count, sum_over_processes
 from nearfar.losses.pairwise_sigmoid import Normalise, PairwiseSigmoidLoss
 
 _LARGEST_SCALE = 100.0
@@ -45,6 +46,7 @@ class BiXSELoss(PairwiseSigmoidLoss):
         false_negative_margin: see ``QueryDocumentLoss``; None (off).
         reduction: "mean" or "none".
         path: "streamed" or "dense".
+        gather_across_devices: see ``Loss``; False.
 
     Attributes:
         bias: b, a scalar parameter. Leave it and ``log_scale`` out of weight decay.
@@ -93,6 +95,7 @@ class BiXSELoss(PairwiseSigmoidLoss):
         false_negative_margin: float | None = None,
         reduction: Reduction = "mean",
         path: Path = "streamed",
+        gather_across_devices: bool = False,
     ) -> None:
         if temperature is None and scale is None:
             scale = 20
@@ -108,6 +111,7 @@ class BiXSELoss(PairwiseSigmoidLoss):
             false_negative_margin=false_negative_margin,
             reduction=reduction,
             path=path,
+            gather_across_devices=gather_across_devices,
         )
         if learn_scale and not 1 <= self.scale <= _LARGEST_SCALE:
             raise InputError(f"scale={self.scale:g} must lie in [1, {_LARGEST_SCALE:g}] to be learned")
@@ -158,8 +162,8 @@ class BiXSELoss(PairwiseSigmoidLoss):
 
         found = statistics(comparison, kinds, tile, whole_rows=self._masks_by_score)
         sums = torch.stack([found[name].double() for name in kinds])
-        if torch.distributed.is_available() and torch.distributed.is_initialized():
-            torch.distributed.all_reduce(sums)
+        if comparison.shard is None and process_count() > 1:
+            sums = sum_over_processes(sums)
         target, cosine, negatives, pairs = sums
         if pairs == 0:
             return None

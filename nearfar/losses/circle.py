@@ -47,6 +47,7 @@ class CircleLoss(RowLocalLabelLoss):
             TinyZeaMays), which has no value per row.
         reduction: "mean" or "none".
         path: "streamed" or "dense".
+        gather_across_devices: see ``Loss``; False.
 
     Shape:
         embeddings (B, D), labels (B,) or (B, L) -> scalar, or (B,) with ``reduction="none"``.
@@ -84,8 +85,9 @@ class CircleLoss(RowLocalLabelLoss):
         *,
         reduction: Reduction = "mean",
         path: Path = "streamed",
+        gather_across_devices: bool = False,
     ) -> None:
-        super().__init__(reduction=reduction, path=path)
+        super().__init__(reduction=reduction, path=path, gather_across_devices=gather_across_devices)
         self.m = m
         self.gamma = check_positive("gamma", gamma)
         self.grouping = check_choice("grouping", grouping, ("anchor", "all_pairs"))

@@ -35,6 +35,7 @@ class CircleHeadLoss(ClassHead):
         seed: of the class sampling.
         reduction: "mean" or "none".
         path: "streamed" or "dense".
+        gather_across_devices: see ``Loss``; False.
 
     Attributes:
         weight: (C, D), drawn from N(0, 0.01).
@@ -73,9 +74,17 @@ class CircleHeadLoss(ClassHead):
         seed: int = 0,
         reduction: Reduction = "mean",
         path: Path = "streamed",
+        gather_across_devices: bool = False,
     ) -> None:
         super().__init__(
-            num_classes, embedding_size, gamma, sample_rate=sample_rate, seed=seed, reduction=reduction, path=path
+            num_classes,
+            embedding_size,
+            gamma,
+            sample_rate=sample_rate,
+            seed=seed,
+            reduction=reduction,
+            path=path,
+            gather_across_devices=gather_across_devices,
         )
         self.m = check_radians("m", m)
 

@@ -6,7 +6,7 @@ Each loss declares its capabilities. An argument that it cannot honour raises; n
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import ClassVar, Literal
 
 import torch
@@ -26,6 +26,7 @@ from nearfar.losses.engine import (
     row_values,
     unit,
 )
+from nearfar.losses.engine.distributed import Shard, process_count, shards, sum_over_processes
 
 Reduction = Literal["mean", "none"]
 Path = Literal["streamed", "dense"]
@@ -42,6 +43,7 @@ class Capabilities:
         reference_set: ``ref_emb`` and ``ref_labels``.
         mined_pairs: ``indices_tuple``.
         multi_label: multi-hot labels (B, L).
+        gathers: ``gather_across_devices=True`` gives the gradient of the batch of all processes.
         needs_norms: reads the length of the embeddings, which therefore must come from before any normalisation.
     """
 
@@ -51,6 +53,7 @@ class Capabilities:
     reference_set: bool = True
     mined_pairs: bool = True
     multi_label: bool = True
+    gathers: bool = True
     needs_norms: bool = False
 
 
@@ -61,27 +64,53 @@ class Loss(nn.Module):
         reduction: "mean" for a scalar, "none" for a value per row (0 for rows that do not count).
         path: "streamed" walks the similarities in tiles; "dense" holds the whole matrix, and can be differentiated
             twice.
+        gather_across_devices: compute the loss of the batch of all processes together (of ``torch.distributed``'s
+            default group). Every process returns that loss (with ``reduction="none"`` the values of its own rows), and
+            the gradients, averaged over the processes as ``DistributedDataParallel`` does, are its exact gradients,
+            those of the loss's own parameters included. Batches may be of unequal size or empty, but all processes
+            must pass the same arguments. References and documents of the processes are put together like the batches;
+            indices, ``relevance`` and ``mask`` speak of a process's own tensors. Without an initialised process group
+            or with one process it changes nothing, as in sentence-transformers.
     """
 
     capabilities: ClassVar[Capabilities]
+    #: Each process computes its own rows, and the engine sums over processes; otherwise each computes all rows.
+    splits_rows: bool = False
     #: The paper, for the registry and the model card.
     paper: ClassVar[str]
     citation: ClassVar[str] = ""
     #: The parameters (and row and column data) whose gradients ``rows_with_gradient`` returns as well, by name.
     closed_form_names: ClassVar[tuple[str, ...]] = ()
 
-    def __init__(self, *, reduction: Reduction = "mean", path: Path = "streamed") -> None:
+    def __init__(
+        self, *, reduction: Reduction = "mean", path: Path = "streamed", gather_across_devices: bool = False
+    ) -> None:
         super().__init__()
         check_choice("reduction", reduction, ("mean", "none"))
         check_choice("path", path, ("streamed", "dense"))
         if reduction == "none" and not self.capabilities.unreduced:
             raise InputError(f"{type(self).__name__} has no value per row: use reduction='mean', not reduction='none'")
+        if gather_across_devices and not self.capabilities.gathers:
+            raise InputError(f"{type(self).__name__} cannot honour gather_across_devices=True; leave it out")
         self.reduction = reduction
         self.path = path
+        self.gather_across_devices = gather_across_devices
 
     def settings(self) -> dict[str, object]:
         """The constructor's options and their values, for recipes and model cards."""
-        return {"reduction": self.reduction}
+        gather = {"gather_across_devices": True} if self.gather_across_devices else {}
+        return {"reduction": self.reduction, **gather}
+
+    @property
+    def shares_batch(self) -> bool:
+        """Whether other processes hold parts of the batch."""
+        return self.gather_across_devices and process_count() > 1
+
+    def average(self, total: Tensor, count: Tensor) -> Tensor:
+        """A sum over terms, over their number; 0 without any. Of all processes where these share the batch."""
+        if self.shares_batch:
+            total, count = sum_over_processes(total), sum_over_processes(count)
+        return total / count.clamp(min=1)
 
     def extra_repr(self) -> str:
         """The settings, as ``print(loss)`` shows them."""
@@ -99,6 +128,8 @@ class LabelBatch:
         ref_labels: their labels.
         is_self: rows and columns are the same samples, so a sample's pair with itself is left out.
         pairs: mined pairs (anchors, positives, anchors, negatives), or None.
+        rows: when several processes share the batch, who has which embeddings; everything above is this process's.
+        columns: the same for the references.
     """
 
     embeddings: Tensor
@@ -107,22 +138,60 @@ class LabelBatch:
     ref_labels: Tensor | None
     is_self: bool
     pairs: tuple[Tensor, Tensor, Tensor, Tensor] | None
+    rows: Shard | None = None
+    columns: Shard | None = None
 
     def target(self) -> Target:
-        """What is positive."""
+        """What is positive, in the references of all processes."""
+        first = 0 if self.columns is None else self.columns.offset
         if self.pairs is not None:
             a1, p, a2, n = self.pairs
-            return PairTarget((a1, p), (a2, n), (len(self.embeddings), len(self.ref_emb)))
+            width = len(self.ref_emb) if self.columns is None else self.columns.total
+            return PairTarget((a1, p + first), (a2, n + first), (len(self.embeddings), width))
         assert self.labels is not None
         assert self.ref_labels is not None
         kind = LabelTarget if self.labels.ndim == 1 else MultiHotTarget
-        return kind(self.labels, self.ref_labels, 0 if self.is_self else None)
+        return kind(self.labels, gathered(self.ref_labels, self.columns), first if self.is_self else None)
 
     def cosine(self) -> Comparison:
-        """Embeddings and references by cosine similarity."""
+        """Embeddings and the references of all processes by cosine similarity."""
         rows = normalise(self.embeddings)
         columns = rows if self.is_self else normalise(self.ref_emb)
-        return Comparison(rows, columns, self.target())
+        return Comparison(rows, gathered(columns, self.columns), self.target(), shard=self.rows)
+
+    def shared(self) -> LabelBatch:
+        """The same as this process's part of a batch that all share."""
+        labels = self.labels if self.pairs is None else None
+        references = None if self.is_self else self.ref_emb
+        width = 0 if labels is None or labels.ndim == 1 else labels.shape[1]
+        layout = {
+            "the number of dimensions": self.embeddings.shape[1],
+            "the width of multi-hot labels": width,
+        }
+        found = shards({"embeddings": self.embeddings, "labels": labels, "ref_emb": references}, layout)
+        return replace(self, rows=found["embeddings"], columns=found["embeddings" if self.is_self else "ref_emb"])
+
+    def whole(self) -> LabelBatch:
+        """The batch of all processes, on each of them."""
+        if self.rows is None or self.columns is None:
+            return self
+        embeddings, labels, pairs = self.rows.gather(self.embeddings), None, None
+        reference, ref_labels = embeddings if self.is_self else self.columns.gather(self.ref_emb), None
+        if self.pairs is None:
+            assert self.labels is not None
+            assert self.ref_labels is not None
+            labels = gathered(self.labels, self.rows)
+            ref_labels = labels if self.is_self else gathered(self.ref_labels, self.columns)
+        else:
+            a1, p, a2, n = self.pairs
+            split = shards({"positives": p, "negatives": n})
+            pairs = (
+                split["positives"].gather(a1 + self.rows.offset),
+                split["positives"].gather(p + self.columns.offset),
+                split["negatives"].gather(a2 + self.rows.offset),
+                split["negatives"].gather(n + self.columns.offset),
+            )
+        return LabelBatch(embeddings, labels, reference, ref_labels, self.is_self, pairs)
 
 
 class LabelLoss(Loss):
@@ -157,10 +226,17 @@ class LabelLoss(Loss):
         """
         self._refuse_unsupported(labels, indices_tuple, ref_emb)
         batch = check_label_batch(embeddings, labels, indices_tuple, ref_emb, ref_labels)
-        return self.compute(batch)
+        if not self.shares_batch:
+            return self.compute(batch)
+        batch = batch.shared()
+        if self.splits_rows:
+            return self.compute(batch)
+        found = self.compute(batch.whole())
+        assert batch.rows is not None
+        return found[batch.rows.own] if self.reduction == "none" else found
 
     def compute(self, batch: LabelBatch) -> Tensor:
-        """The loss of a checked batch."""
+        """The loss of a checked batch: the whole, or with ``splits_rows`` this process's part of it."""
         raise NotImplementedError
 
     def _refuse_unsupported(
@@ -185,13 +261,16 @@ class RowLocalLabelLoss(LabelLoss):
     #: ``rows`` with its gradient in closed form, where a loss has one.
     rows_with_gradient = None
 
+    splits_rows = True
+
     def compare(self, batch: LabelBatch) -> Comparison:
         """What is compared with what."""
         return batch.cosine()
 
     def compute(self, batch: LabelBatch) -> Tensor:
         """Mean over the anchors that count, or a value per anchor."""
-        return reduce_rows(self, self.compare(batch), self.rows, self.rows_with_gradient)
+        comparison = replace(self.compare(batch), shard=batch.rows)
+        return reduce_rows(self, comparison, self.rows, self.rows_with_gradient)
 
 
 class QueryDocumentLoss(Loss):
@@ -204,6 +283,7 @@ class QueryDocumentLoss(Loss):
             this margin is ignored: it is more likely an unlabelled answer.
         reduction: see ``Loss``.
         path: see ``Loss``.
+        gather_across_devices: see ``Loss``. Documents of other processes are negatives of a process's queries.
     """
 
     capabilities = Capabilities(inputs="documents", reference_set=False, mined_pairs=False, multi_label=False)
@@ -216,8 +296,9 @@ class QueryDocumentLoss(Loss):
         false_negative_margin: float | None = None,
         reduction: Reduction = "mean",
         path: Path = "streamed",
+        gather_across_devices: bool = False,
     ) -> None:
-        super().__init__(reduction=reduction, path=path)
+        super().__init__(reduction=reduction, path=path, gather_across_devices=gather_across_devices)
         if (temperature is None) == (scale is None):
             raise InputError(
                 f"{type(self).__name__} takes exactly one of temperature and scale, "
@@ -267,14 +348,21 @@ class QueryDocumentLoss(Loss):
             raise InputError(
                 f"mask has shape {tuple(mask.shape)}; it needs {shape}: a row a query, a column a document"
             )
-        same = _repetitions(shape, query_ids, document_ids)
+        rows = columns = None
+        if self.shares_batch:
+            given = {"queries": queries, "documents": documents, "query_ids": query_ids, "document_ids": document_ids}
+            found = shards(given, {"the number of dimensions": queries.shape[1]})
+            rows, columns = found["queries"], found["documents"]
+        same = _repetitions(shape, query_ids, document_ids, rows, columns)
+        first, width = (0, shape[1]) if columns is None else (columns.offset, columns.total)
         target: Target
         if relevance is None and mask is None and not same:
-            documents_of_queries = torch.arange(max(shape), device=queries.device)
-            target = LabelTarget(documents_of_queries[: shape[0]], documents_of_queries[: shape[1]])
+            documents_of_queries = torch.arange(width, device=queries.device)
+            target = LabelTarget(documents_of_queries[first : first + shape[0]], documents_of_queries)
         else:
-            target = RelevanceTarget(relevance, shape, queries.device, mask, same)
-        return self.compute(Comparison(normalise(queries), normalise(documents), target))
+            target = RelevanceTarget(relevance, (shape[0], width), queries.device, mask, same, first)
+        everyones = gathered(normalise(documents), columns)
+        return self.compute(Comparison(normalise(queries), everyones, target, shard=rows))
 
     def compute(self, comparison: Comparison) -> Tensor:
         """Mean over the queries that count, or a value per query."""
@@ -311,6 +399,11 @@ def reduce_rows(loss: Loss, comparison: Comparison, rows: object, rows_with_grad
     names = loss.closed_form_names
     total, count = row_local(comparison, rows, rows_with_gradient, loss.path, names)  # type: ignore[arg-type]
     return total / count.clamp(min=1)
+
+
+def gathered(part: Tensor, shard: Shard | None) -> Tensor:
+    """The rows of all processes where these share a batch, else those that are given."""
+    return part if shard is None else shard.gather(part)
 
 
 def normalise(embeddings: Tensor) -> Tensor:
@@ -402,7 +495,11 @@ def _check_indices(indices: Tensor, count: int, partners: Tensor) -> None:
 
 
 def _repetitions(
-    shape: tuple[int, int], query_ids: Tensor | None, document_ids: Tensor | None
+    shape: tuple[int, int],
+    query_ids: Tensor | None,
+    document_ids: Tensor | None,
+    rows: Shard | None,
+    columns: Shard | None,
 ) -> tuple[tuple[Tensor, Tensor], ...]:
     """Ids of rows and columns whose equality marks a repetition inside the batch."""
     queries, documents = shape
@@ -410,14 +507,15 @@ def _repetitions(
     if query_ids is not None:
         _check_ids("query_ids", query_ids, queries)
         # Document i belongs to query i; the documents after them belong to nobody, so their id must be new.
-        nobody = query_ids.min() - 1 if len(query_ids) else query_ids.new_zeros(())
+        everyones = gathered(query_ids, rows)
+        nobody = everyones.min() - 1 if len(everyones) else query_ids.new_zeros(())
         extra = nobody.expand(max(0, documents - queries))
-        same.append((query_ids, torch.cat([query_ids, extra])[:documents]))
+        same.append((query_ids, gathered(torch.cat([query_ids, extra])[:documents], columns)))
     if document_ids is not None:
         _check_ids("document_ids", document_ids, documents)
         if documents < queries:
             raise InputError(f"document_ids needs a document for each of the {queries} queries; there are {documents}")
-        same.append((document_ids[:queries], document_ids))
+        same.append((document_ids[:queries], gathered(document_ids, columns)))
     return tuple(same)
 
 

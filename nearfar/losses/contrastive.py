@@ -5,11 +5,13 @@ Pulls positives together and pushes negatives apart until each side has its marg
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
 from nearfar.losses.contract import Capabilities, LabelBatch, LabelLoss, Path, Reduction
-from nearfar.losses.engine import Comparison, Sum, Tile, UnitEuclidean, statistics
+from nearfar.losses.engine import Sum, Tile, UnitEuclidean, statistics
 
 
 class ContrastiveLoss(LabelLoss):
@@ -26,6 +28,7 @@ class ContrastiveLoss(LabelLoss):
         neg_margin: negatives farther than this are left alone; 1 (pytorch-metric-learning). Distances lie in [0, 2].
         reduction: "mean" only: both means are over pairs of the whole batch.
         path: "streamed" or "dense".
+        gather_across_devices: see ``Loss``; False.
 
     Shape:
         embeddings (B, D), labels (B,) or (B, L) -> scalar.
@@ -45,6 +48,7 @@ class ContrastiveLoss(LabelLoss):
 
     paper = "http://yann.lecun.com/exdb/publis/pdf/hadsell-chopra-lecun-06.pdf"
     capabilities = Capabilities(inputs="labels", unreduced=False)
+    splits_rows = True
     citation = """@inproceedings{hadsell2006dimensionality,
     title = {Dimensionality Reduction by Learning an Invariant Mapping},
     author = {Hadsell, Raia and Chopra, Sumit and LeCun, Yann},
@@ -59,8 +63,9 @@ class ContrastiveLoss(LabelLoss):
         *,
         reduction: Reduction = "mean",
         path: Path = "streamed",
+        gather_across_devices: bool = False,
     ) -> None:
-        super().__init__(reduction=reduction, path=path)
+        super().__init__(reduction=reduction, path=path, gather_across_devices=gather_across_devices)
         self.pos_margin, self.neg_margin = pos_margin, neg_margin
 
     def settings(self) -> dict[str, object]:
@@ -69,8 +74,7 @@ class ContrastiveLoss(LabelLoss):
 
     def compute(self, batch: LabelBatch) -> Tensor:
         """The two means."""
-        cosine = batch.cosine()
-        comparison = Comparison(cosine.rows, cosine.columns, cosine.target, UnitEuclidean())
+        comparison = replace(batch.cosine(), similarity=UnitEuclidean())
         count = Sum("all", differentiable=False)
         kinds = {"pull": Sum("all"), "pulled": count, "push": Sum("all"), "pushed": count}
         found = statistics(comparison, kinds, self.tile, self.path)

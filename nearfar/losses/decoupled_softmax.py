@@ -27,6 +27,7 @@ class DecoupledSoftmaxLoss(QueryDocumentLoss):
         false_negative_margin: see ``QueryDocumentLoss``; None (off).
         reduction: "mean" or "none".
         path: "streamed" or "dense".
+        gather_across_devices: see ``Loss``; False.
 
     Shape:
         queries (B, D), documents (N, D), relevance (B, N) -> scalar, or (B,) with ``reduction="none"``.
@@ -62,11 +63,17 @@ class DecoupledSoftmaxLoss(QueryDocumentLoss):
         false_negative_margin: float | None = None,
         reduction: Reduction = "mean",
         path: Path = "streamed",
+        gather_across_devices: bool = False,
     ) -> None:
         if temperature is None and scale is None:
             temperature = 0.05
         super().__init__(
-            temperature, scale, false_negative_margin=false_negative_margin, reduction=reduction, path=path
+            temperature,
+            scale,
+            false_negative_margin=false_negative_margin,
+            reduction=reduction,
+            path=path,
+            gather_across_devices=gather_across_devices,
         )
 
     def rows(self, tile: Tile) -> RowValues:

@@ -44,6 +44,7 @@ class ElasticFaceLoss(ClassHead):
         seed: of the margins and the class sampling.
         reduction: "mean" or "none".
         path: "streamed" or "dense".
+        gather_across_devices: see ``Loss``; False.
 
     Attributes:
         weight: (C, D), drawn from N(0, 0.01).
@@ -92,9 +93,17 @@ class ElasticFaceLoss(ClassHead):
         seed: int = 0,
         reduction: Reduction = "mean",
         path: Path = "streamed",
+        gather_across_devices: bool = False,
     ) -> None:
         super().__init__(
-            num_classes, embedding_size, scale, sample_rate=sample_rate, seed=seed, reduction=reduction, path=path
+            num_classes,
+            embedding_size,
+            scale,
+            sample_rate=sample_rate,
+            seed=seed,
+            reduction=reduction,
+            path=path,
+            gather_across_devices=gather_across_devices,
         )
         self.variant = check_choice("variant", variant, ("arc", "cos"))
         self.margin = check_radians("margin", _MARGIN[variant] if margin is None else margin)

@@ -22,10 +22,12 @@ from nearfar.losses.contract import (
     check_class_labels,
     check_matrix,
     check_positive,
+    gathered,
     normalise,
     weights_for,
 )
 from nearfar.losses.engine import ClassStatistics, Logit, class_statistics, softplus
+from nearfar.losses.engine.distributed import Shard
 from nearfar.losses.engine.precision import full_precision
 from nearfar.losses.partial_fc import ClassSampler, take_classes
 
@@ -45,9 +47,11 @@ class ClassHead(LabelLoss):
         seed: of all random draws of this loss, which are a part of its state.
         reduction: "mean" over the samples with a class, or "none".
         path: "streamed" or "dense".
+        gather_across_devices: see ``Loss``; False.
     """
 
     capabilities = Capabilities(inputs="labels", reference_set=False, mined_pairs=False, multi_label=False)
+    splits_rows = True
     #: Rows of ``weight`` per class.
     sub_centers = 1
     #: Standard deviation of the weights' normal initialisation. Only their direction enters the loss.
@@ -63,8 +67,9 @@ class ClassHead(LabelLoss):
         seed: int = 0,
         reduction: Reduction = "mean",
         path: Path = "streamed",
+        gather_across_devices: bool = False,
     ) -> None:
-        super().__init__(reduction=reduction, path=path)
+        super().__init__(reduction=reduction, path=path, gather_across_devices=gather_across_devices)
         if num_classes < 1 or embedding_size < 1:
             raise InputError(f"num_classes={num_classes} and embedding_size={embedding_size} must be at least 1")
         self.num_classes, self.embedding_size = num_classes, embedding_size
@@ -128,25 +133,32 @@ class ClassHead(LabelLoss):
         labels = check_class_labels(batch.labels, self.num_classes, ignored=-1)
         known = labels >= 0
         with full_precision(batch.embeddings.device):
-            values = self._values(batch.embeddings, labels, known).masked_fill(~known, 0.0)
-            return values if self.reduction == "none" else values.sum() / known.sum().clamp(min=1)
+            values = self._values(batch.embeddings, labels, known, batch.rows).masked_fill(~known, 0.0)
+            return values if self.reduction == "none" else self.average(values.sum(), known.sum())
 
-    def _values(self, embeddings: Tensor, labels: Tensor, known: Tensor) -> Tensor:
+    def _values(self, embeddings: Tensor, labels: Tensor, known: Tensor, shard: Shard | None) -> Tensor:
         rows, logit = normalise(embeddings), self.other_logits() if self.training else None
         if logit is not None:
-            cosine, rivals = self._statistics(rows, labels, logit)
-            return softplus(rivals - self.own_logits(cosine, embeddings, known))
+            cosine, rivals = self._statistics(rows, labels, logit, shard)
+            return softplus(rivals - self._own_logits(cosine, embeddings, known, shard))
         # Scaling the rows instead of the logits saves a pass over them, and finds the gradient of a learned scale.
         scale = self.current_scale()
-        own, rivals = self._statistics(scale * rows, labels, None)
+        own, rivals = self._statistics(scale * rows, labels, None, shard)
         if self.training:
-            own = self.own_logits(own / scale, embeddings, known)
+            own = self._own_logits(own / scale, embeddings, known, shard)
         return softplus(rivals - own)
 
-    def _statistics(self, rows: Tensor, labels: Tensor, logit: Logit | None) -> ClassStatistics:
+    def _own_logits(self, cosine: Tensor, embeddings: Tensor, known: Tensor, shard: Shard | None) -> Tensor:
+        if shard is None:
+            return self.own_logits(cosine, embeddings, known)
+        # Margins may be drawn, ranked or measured over the batch: every process finds all of them.
+        everyones = self.own_logits(shard.gather(cosine), shard.gather(embeddings), shard.gather(known))
+        return everyones[shard.own]
+
+    def _statistics(self, rows: Tensor, labels: Tensor, logit: Logit | None, shard: Shard | None) -> ClassStatistics:
         weight: Tensor = self.weight
         if self.sampler is not None and self.training:
-            weight, labels = take_classes(weight, labels, self.sampler(labels), self.sub_centers)
+            weight, labels = take_classes(weight, labels, self.sampler(gathered(labels, shard)), self.sub_centers)
         return class_statistics(rows, weight, labels, logit=logit, sub_centers=self.sub_centers, path=self.path)
 
 

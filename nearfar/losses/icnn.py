@@ -37,6 +37,7 @@ class ICNNLoss(LabelLoss):
             public code always does, which discards a genuine neighbour when origins are not targets.
         reduction: "mean" only: the score belongs to the whole set.
         path: "dense"; "streamed" is accepted and means the same. All distances are held: memory grows as (B, N).
+        gather_across_devices: see ``Loss``; False.
 
     Shape:
         embeddings (B, D), labels (B,) -> scalar. With ``ref_emb`` (N, D) the embeddings are queries and the
@@ -76,8 +77,9 @@ class ICNNLoss(LabelLoss):
         drop_nearest: bool | None = None,
         reduction: Reduction = "mean",
         path: Path = "streamed",
+        gather_across_devices: bool = False,
     ) -> None:
-        super().__init__(reduction=reduction, path=path)
+        super().__init__(reduction=reduction, path=path, gather_across_devices=gather_across_devices)
         if k < 1:
             raise InputError(f"k={k!r} must be at least 1")
         if neighbours is not None and neighbours < k:

@@ -49,6 +49,7 @@ class InfoNCELoss(QueryDocumentLoss):
         false_negative_margin: see ``QueryDocumentLoss``; None (off). A pair that it drops counts in neither direction.
         reduction: "mean"; "none" only without ``symmetric``.
         path: "streamed" or "dense".
+        gather_across_devices: see ``Loss``; False.
 
     Shape:
         queries (B, D), documents (N, D), relevance (B, N) -> scalar, or (B,) with ``reduction="none"``.
@@ -87,11 +88,17 @@ class InfoNCELoss(QueryDocumentLoss):
         false_negative_margin: float | None = None,
         reduction: Reduction = "mean",
         path: Path = "streamed",
+        gather_across_devices: bool = False,
     ) -> None:
         if temperature is None and scale is None:
             temperature = 0.05
         super().__init__(
-            temperature, scale, false_negative_margin=false_negative_margin, reduction=reduction, path=path
+            temperature,
+            scale,
+            false_negative_margin=false_negative_margin,
+            reduction=reduction,
+            path=path,
+            gather_across_devices=gather_across_devices,
         )
         if symmetric and reduction == "none":
             raise InputError("symmetric=True averages over queries and over documents: use reduction='mean'")

@@ -31,6 +31,7 @@ class LinearSoftmaxLoss(RowLocalLabelLoss):
         embedding_size: dimension D of the embeddings, which are used as they are, without normalisation.
         reduction: "mean" or "none".
         path: "streamed" or "dense".
+        gather_across_devices: see ``Loss``; False.
 
     Attributes:
         weight: (C, D), initialised as ``torch.nn.Linear`` does.
@@ -60,8 +61,9 @@ class LinearSoftmaxLoss(RowLocalLabelLoss):
         *,
         reduction: Reduction = "mean",
         path: Path = "streamed",
+        gather_across_devices: bool = False,
     ) -> None:
-        super().__init__(reduction=reduction, path=path)
+        super().__init__(reduction=reduction, path=path, gather_across_devices=gather_across_devices)
         if num_classes < 1 or embedding_size < 1:
             raise InputError(f"num_classes={num_classes} and embedding_size={embedding_size} must be at least 1")
         layer = nn.Linear(embedding_size, num_classes)

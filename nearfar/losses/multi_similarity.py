@@ -38,6 +38,7 @@ class MultiSimilarityLoss(RowLocalLabelLoss):
         mining_margin: the paper's epsilon, 0.1 there; None uses all pairs, as pytorch-metric-learning does.
         reduction: "mean" or "none".
         path: "streamed" or "dense".
+        gather_across_devices: see ``Loss``; False.
 
     Shape:
         embeddings (B, D), labels (B,) or (B, L) -> scalar, or (B,) with ``reduction="none"``.
@@ -74,8 +75,9 @@ class MultiSimilarityLoss(RowLocalLabelLoss):
         mining_margin: float | None = None,
         reduction: Reduction = "mean",
         path: Path = "streamed",
+        gather_across_devices: bool = False,
     ) -> None:
-        super().__init__(reduction=reduction, path=path)
+        super().__init__(reduction=reduction, path=path, gather_across_devices=gather_across_devices)
         self.alpha = check_positive("alpha", alpha)
         self.beta = check_positive("beta", beta)
         self.base = base

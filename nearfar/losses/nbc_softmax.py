@@ -39,12 +39,14 @@ class NBCSoftmaxLoss(LabelLoss):
     Args:
         num_classes: total number of classes C.
         embedding_size: dimension D of the embeddings, for the default base loss.
-        base: any label loss, or None for a linear softmax classifier over the C classes (paper).
+        base: any label loss, or None for a linear softmax classifier over the C classes (paper). It needs
+            ``gather_across_devices=True`` where this loss has it.
         tau: factor of the cosines; 0.2 (published commands).
         weight: the share r of the block term; 0.5 (published commands).
         normalise_by: "num_classes" divides the block term by C (published; tiny when C is large), "none" does not.
         reduction: "mean" only: class means belong to no single sample.
         path: "streamed" or "dense".
+        gather_across_devices: see ``Loss``; False.
 
     Shape:
         embeddings (B, D), labels (B,) in [0, C) -> scalar.
@@ -68,6 +70,7 @@ class NBCSoftmaxLoss(LabelLoss):
     capabilities = Capabilities(
         inputs="labels", unreduced=False, reference_set=False, mined_pairs=False, multi_label=False
     )
+    splits_rows = True  # for the base; the block term is the same on all processes
     citation = """@misc{kulatilleke2022nbc,
     title = {NBC-Softmax: Darkweb Author fingerprinting and migration tracking},
     author = {Kulatilleke, Gayan K. and Chandra, Shekhar S. and Portmann, Marius},
@@ -87,11 +90,20 @@ class NBCSoftmaxLoss(LabelLoss):
         *,
         reduction: Reduction = "mean",
         path: Path = "streamed",
+        gather_across_devices: bool = False,
     ) -> None:
-        super().__init__(reduction=reduction, path=path)
+        super().__init__(reduction=reduction, path=path, gather_across_devices=gather_across_devices)
         if not 0 <= weight <= 1:
             raise InputError(f"weight={weight!r} is the share of the block term; it lies in [0, 1]")
-        self.base = LinearSoftmaxLoss(num_classes, embedding_size, path=path) if base is None else base
+        if base is None:
+            base = LinearSoftmaxLoss(
+                num_classes, embedding_size, path=path, gather_across_devices=gather_across_devices
+            )
+        if gather_across_devices and not getattr(base, "gather_across_devices", False):
+            raise InputError(
+                f"gather_across_devices=True needs a base that gathers as well; make {type(base).__name__} with it"
+            )
+        self.base = base
         self.num_classes, self.embedding_size = num_classes, embedding_size
         self.tau, self.weight = tau, weight
         self.normalise_by = check_choice("normalise_by", normalise_by, ("num_classes", "none"))
@@ -103,8 +115,9 @@ class NBCSoftmaxLoss(LabelLoss):
 
     def compute(self, batch: LabelBatch) -> Tensor:
         """Base loss and block term."""
-        labels = check_class_labels(batch.labels, self.num_classes)
-        classes = class_means(batch.embeddings, labels, self.path)
+        whole = batch.whole()
+        labels = check_class_labels(whole.labels, self.num_classes)
+        classes = class_means(whole.embeddings, labels, self.path)
         means, slots = normalise(classes.means), torch.arange(len(classes.means), device=labels.device)  # (V, D)
         present = {"present": classes.present}
         target = LabelTarget(slots, slots, self_column=0)
@@ -112,7 +125,7 @@ class NBCSoftmaxLoss(LabelLoss):
         total, count = row_local(comparison, self.rows, path=self.path)
         divisor = self.num_classes if self.normalise_by == "num_classes" else 1
         repulsion = total / count.clamp(min=1) / divisor
-        base: Tensor = self.base(batch.embeddings, labels)
+        base: Tensor = self.base(batch.embeddings, batch.labels)
         return (1 - self.weight) * base + self.weight * repulsion
 
     def rows(self, tile: Tile) -> RowValues:

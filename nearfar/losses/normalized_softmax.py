@@ -32,6 +32,7 @@ class NormalizedSoftmaxLoss(PMLWeights):
         seed: of the class sampling.
         reduction: "mean" or "none".
         path: "streamed" or "dense".
+        gather_across_devices: see ``Loss``; False.
 
     Attributes:
         weight: (C, D), drawn from N(0, 1) as there.
@@ -77,6 +78,7 @@ class NormalizedSoftmaxLoss(PMLWeights):
         seed: int = 0,
         reduction: Reduction = "mean",
         path: Path = "streamed",
+        gather_across_devices: bool = False,
     ) -> None:
         self.temperature = check_positive("temperature", temperature)
         super().__init__(
@@ -87,6 +89,7 @@ class NormalizedSoftmaxLoss(PMLWeights):
             seed=seed,
             reduction=reduction,
             path=path,
+            gather_across_devices=gather_across_devices,
         )
         start = torch.tensor(math.log(self.scale))
         self.log_scale = nn.Parameter(start) if learned_scale else None

@@ -29,6 +29,7 @@ class PairwiseSigmoidLoss(QueryDocumentLoss):
         false_negative_margin: see ``QueryDocumentLoss``.
         reduction: see ``Loss``.
         path: see ``Loss``.
+        gather_across_devices: see ``Loss``; False.
     """
 
     closed_form_names = ("bias", "log_scale")
@@ -45,9 +46,15 @@ class PairwiseSigmoidLoss(QueryDocumentLoss):
         false_negative_margin: float | None,
         reduction: Reduction,
         path: Path,
+        gather_across_devices: bool,
     ) -> None:
         super().__init__(
-            temperature, scale, false_negative_margin=false_negative_margin, reduction=reduction, path=path
+            temperature,
+            scale,
+            false_negative_margin=false_negative_margin,
+            reduction=reduction,
+            path=path,
+            gather_across_devices=gather_across_devices,
         )
         self.normalise = check_choice("normalise", normalise, ("rows", "pairs"))
         self.bias = nn.Parameter(torch.tensor(float(bias)))

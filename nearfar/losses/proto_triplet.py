@@ -43,6 +43,7 @@ class ProtoTripletLoss(RowLocalLabelLoss):
             query and serves as a negative prototype.
         reduction: "mean" or "none" (a value per embedding, 0 for those that are no query).
         path: "streamed" or "dense".
+        gather_across_devices: see ``Loss``; False.
 
     Shape:
         embeddings (B, D), labels (B,) -> scalar, or (B,) with ``reduction="none"``. With ``ref_emb`` (N, D) the
@@ -67,6 +68,7 @@ class ProtoTripletLoss(RowLocalLabelLoss):
 
     paper = "https://arxiv.org/abs/2305.09062"
     capabilities = Capabilities(inputs="labels", mined_pairs=False, multi_label=False)
+    splits_rows = False  # prototypes are means over the whole batch
     citation = """@misc{mendezruiz2023susana,
     title = {SuSana Distancia is all you need: Enforcing class separability in metric learning via
         two novel distance-based loss functions for few-shot image classification},
@@ -84,8 +86,9 @@ class ProtoTripletLoss(RowLocalLabelLoss):
         *,
         reduction: Reduction = "mean",
         path: Path = "streamed",
+        gather_across_devices: bool = False,
     ) -> None:
-        super().__init__(reduction=reduction, path=path)
+        super().__init__(reduction=reduction, path=path, gather_across_devices=gather_across_devices)
         self.margin = margin
         self.split = check_choice("split", split, ("leave_one_out", "half"))
 

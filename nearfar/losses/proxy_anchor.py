@@ -50,6 +50,7 @@ class ProxyAnchorLoss(LabelLoss):
         alpha: scale; 32 (same sources).
         reduction: "mean" only: the loss is a mean over proxies.
         path: "streamed" or "dense".
+        gather_across_devices: see ``Loss``; False.
 
     Attributes:
         proxies: (C, D), initialised from N(0, 2 / C) as pytorch-metric-learning does; only their directions count.
@@ -77,6 +78,7 @@ class ProxyAnchorLoss(LabelLoss):
     capabilities = Capabilities(
         inputs="labels", unreduced=False, reference_set=False, mined_pairs=False, multi_label=False
     )
+    splits_rows = True
     citation = """@inproceedings{kim2020proxy,
     title = {Proxy Anchor Loss for Deep Metric Learning},
     author = {Kim, Sungyeon and Kim, Dongwon and Cho, Minsu and Kwak, Suha},
@@ -93,8 +95,9 @@ class ProxyAnchorLoss(LabelLoss):
         *,
         reduction: Reduction = "mean",
         path: Path = "streamed",
+        gather_across_devices: bool = False,
     ) -> None:
-        super().__init__(reduction=reduction, path=path)
+        super().__init__(reduction=reduction, path=path, gather_across_devices=gather_across_devices)
         if num_classes < 1 or embedding_size < 1:
             raise InputError(f"num_classes={num_classes} and embedding_size={embedding_size} must be at least 1")
         self.num_classes, self.embedding_size = num_classes, embedding_size
@@ -113,7 +116,9 @@ class ProxyAnchorLoss(LabelLoss):
         labels = check_class_labels(batch.labels, self.num_classes)
         target = LabelTarget(labels, torch.arange(self.num_classes, device=labels.device))
         proxies = weights_for(batch.embeddings, self.proxies)
-        comparison = Comparison(normalise(batch.embeddings), proxies, target, Dot(normalise_columns=True))
+        comparison = Comparison(
+            normalise(batch.embeddings), proxies, target, Dot(normalise_columns=True), shard=batch.rows
+        )
         kinds = {"own": LogSumExp("columns"), "other": LogSumExp("columns")}
         found = statistics(comparison, kinds, self.tile, self.path)
         present = (found["own"] > -torch.inf).sum().clamp(min=1)

@@ -28,6 +28,7 @@ class SigLIPLoss(PairwiseSigmoidLoss):
         false_negative_margin: see ``QueryDocumentLoss``; None (off).
         reduction: "mean" or "none".
         path: "streamed" or "dense".
+        gather_across_devices: see ``Loss``; False.
 
     Attributes:
         log_scale: t', a scalar parameter. Leave it and ``bias`` out of weight decay; freeze it with
@@ -69,6 +70,7 @@ class SigLIPLoss(PairwiseSigmoidLoss):
         false_negative_margin: float | None = None,
         reduction: Reduction = "mean",
         path: Path = "streamed",
+        gather_across_devices: bool = False,
     ) -> None:
         if temperature is None and scale is None:
             scale = 10
@@ -82,6 +84,7 @@ class SigLIPLoss(PairwiseSigmoidLoss):
             false_negative_margin=false_negative_margin,
             reduction=reduction,
             path=path,
+            gather_across_devices=gather_across_devices,
         )
         self.initial_bias = bias
 

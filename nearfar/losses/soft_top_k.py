@@ -39,6 +39,7 @@ class SoftTopKLoss(QueryDocumentLoss):
         false_negative_margin: see ``QueryDocumentLoss``; None (off).
         reduction: "mean" or "none".
         path: "streamed" or "dense".
+        gather_across_devices: see ``Loss``; False.
 
     Shape:
         queries (B, D), documents (N, D), relevance (B, N) -> scalar, or (B,) with ``reduction="none"``.
@@ -78,11 +79,17 @@ class SoftTopKLoss(QueryDocumentLoss):
         false_negative_margin: float | None = None,
         reduction: Reduction = "mean",
         path: Path = "streamed",
+        gather_across_devices: bool = False,
     ) -> None:
         if temperature is None and scale is None:
             temperature = 0.05
         super().__init__(
-            temperature, scale, false_negative_margin=false_negative_margin, reduction=reduction, path=path
+            temperature,
+            scale,
+            false_negative_margin=false_negative_margin,
+            reduction=reduction,
+            path=path,
+            gather_across_devices=gather_across_devices,
         )
         if k != "positives" and (not isinstance(k, int) or k < 1):
             raise InputError(f"k={k!r} must be an integer of at least 1, or 'positives'")

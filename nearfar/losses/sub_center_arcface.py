@@ -27,6 +27,7 @@ class SubCenterArcFaceLoss(ArcFaceLoss):
         seed: as in ``ArcFaceLoss``.
         reduction: "mean" or "none".
         path: "streamed" or "dense".
+        gather_across_devices: see ``Loss``; False.
 
     Attributes:
         weight: (C * K, D), the centres of a class one after the other.
@@ -68,6 +69,7 @@ class SubCenterArcFaceLoss(ArcFaceLoss):
         seed: int = 0,
         reduction: Reduction = "mean",
         path: Path = "streamed",
+        gather_across_devices: bool = False,
     ) -> None:
         if sub_centers < 1:
             raise InputError(f"sub_centers={sub_centers} must be at least 1")
@@ -81,6 +83,7 @@ class SubCenterArcFaceLoss(ArcFaceLoss):
             seed=seed,
             reduction=reduction,
             path=path,
+            gather_across_devices=gather_across_devices,
         )
 
     def own_settings(self) -> dict[str, object]:

@@ -27,6 +27,7 @@ class ThresholdConsistentMarginLoss(LabelLoss):
         margin_minus: negatives above this cosine are pushed; 0.5 (same source). Smaller regularises more.
         reduction: "mean" only: the loss has no value per anchor.
         path: "streamed" or "dense".
+        gather_across_devices: see ``Loss``; False.
 
     Shape:
         embeddings (B, D), labels (B,) or (B, L) -> scalar.
@@ -47,6 +48,7 @@ class ThresholdConsistentMarginLoss(LabelLoss):
 
     paper = "https://arxiv.org/abs/2307.04047"
     capabilities = Capabilities(inputs="labels", unreduced=False)
+    splits_rows = True
     citation = """@inproceedings{zhang2024threshold,
     title = {Threshold-Consistent Margin Loss for Open-World Deep Metric Learning},
     author = {Zhang, Qin and Xu, Linghan and Tang, Qingming and Fang, Jun and Wu, Ying Nian and
@@ -64,8 +66,9 @@ class ThresholdConsistentMarginLoss(LabelLoss):
         *,
         reduction: Reduction = "mean",
         path: Path = "streamed",
+        gather_across_devices: bool = False,
     ) -> None:
-        super().__init__(reduction=reduction, path=path)
+        super().__init__(reduction=reduction, path=path, gather_across_devices=gather_across_devices)
         self.lambda_plus, self.lambda_minus = lambda_plus, lambda_minus
         self.margin_plus, self.margin_minus = margin_plus, margin_minus
 

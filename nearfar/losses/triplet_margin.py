@@ -53,6 +53,7 @@ class TripletMarginLoss(RowLocalLabelLoss):
             where it stopped.
         reduction: "mean" only: the mean is over triplets, not over rows.
         path: "streamed" needs time, but no memory, for all triplets; "dense" holds them all, (B, N, N).
+        gather_across_devices: see ``Loss``; False.
 
     Shape:
         embeddings (B, D), labels (B,) or (B, L) -> scalar. ``indices_tuple`` of three tensors names the triplets
@@ -93,8 +94,9 @@ class TripletMarginLoss(RowLocalLabelLoss):
         seed: int = 0,
         reduction: Reduction = "mean",
         path: Path = "streamed",
+        gather_across_devices: bool = False,
     ) -> None:
-        super().__init__(reduction=reduction, path=path)
+        super().__init__(reduction=reduction, path=path, gather_across_devices=gather_across_devices)
         self.margin, self.swap, self.smooth_loss = margin, swap, smooth_loss
         self.mining = check_choice("mining", mining, ("all", "semihard", "hard"))
         if triplets_per_anchor != "all" and (not isinstance(triplets_per_anchor, int) or triplets_per_anchor < 1):
@@ -103,6 +105,8 @@ class TripletMarginLoss(RowLocalLabelLoss):
             raise InputError('mining="hard" makes one triplet per anchor: use triplets_per_anchor="all" with it')
         self.triplets_per_anchor, self.seed = triplets_per_anchor, seed
         self.draws = None if triplets_per_anchor == "all" else SeededDraws(seed)
+        # Random triplets of a shared batch must be the same on all processes.
+        self.splits_rows = triplets_per_anchor == "all"
 
     def settings(self) -> dict[str, object]:
         """The constructor's options and their values."""
@@ -252,7 +256,7 @@ class TripletMarginLoss(RowLocalLabelLoss):
         for chunk in zip(*(torch.split(part, _CHUNK) for part in triplets), strict=True):
             value, number = checkpoint(self._chunk, x, y, *chunk, use_reentrant=False)
             total, count = total + value, count + number
-        return total / count.clamp(min=1)
+        return self.average(total, count)
 
     def _chunk(self, x: Tensor, y: Tensor, a: Tensor, p: Tensor, n: Tensor) -> tuple[Tensor, Tensor]:
         anchor, positive, negative = x[a], y[p], y[n]  # (T, D)

@@ -8,6 +8,7 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
+from nearfar.losses.engine.distributed import Shard
 from nearfar.losses.engine.similarity import Dot, Similarity
 from nearfar.losses.engine.targets import Target, TargetTile
 
@@ -49,6 +50,8 @@ class Comparison:
         row_data: tensors with first dimension R that the loss needs beside the similarities.
         column_data: the same with first dimension C.
         parameters: tensors that every tile sees whole.
+        shard: when the rows are this process's part of a batch that several share, who has the others. Sums, counts
+            and statistics are then those of all processes.
     """
 
     rows: Tensor
@@ -59,6 +62,7 @@ class Comparison:
     row_data: Mapping[str, Tensor] = field(default_factory=dict)
     column_data: Mapping[str, Tensor] = field(default_factory=dict)
     parameters: Mapping[str, Tensor] = field(default_factory=dict)
+    shard: Shard | None = None
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -8,14 +8,15 @@ applied outside.
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from nearfar.losses.engine.comparison import Comparison, Tile
-from nearfar.losses.engine.precision import full_precision
+from nearfar.losses.engine.distributed import sum_over_processes
+from nearfar.losses.engine.precision import full_precision, refuse_second_derivative
 from nearfar.losses.engine.statistics import Sum, statistics
 
 Path = Literal["streamed", "dense"]
@@ -35,7 +36,7 @@ def row_local(
     path: Path = "streamed",
     closed_form_names: Collection[str] = (),
 ) -> tuple[Tensor, Tensor]:
-    """Sum of the values of the rows that count, and their number.
+    """Sum of the values of the rows that count, and the number of rows (or of terms) that count.
 
     Args:
         comparison: what is compared.
@@ -46,8 +47,22 @@ def row_local(
         closed_form_names: row data, column data and parameters whose gradients ``rows_with_gradient`` returns too.
 
     Returns:
-        The sum, connected to the graph, and the count (the sum of what ``rows`` counts), both scalars.
+        The sum, connected to the graph, and the count (the sum of what ``rows`` counts), both scalars; over all
+        processes when they share the batch.
     """
+    total, count = _own_rows(comparison, rows, rows_with_gradient, path, closed_form_names)
+    if comparison.shard is None:
+        return total, count
+    return sum_over_processes(total), sum_over_processes(count)
+
+
+def _own_rows(
+    comparison: Comparison,
+    rows: RowFunction,
+    rows_with_gradient: RowGradientFunction | None,
+    path: Path,
+    closed_form_names: Collection[str],
+) -> tuple[Tensor, Tensor]:
     with full_precision(comparison.rows.device):
         comparison = comparison.in_full_precision()
         if path == "dense" and not comparison.is_empty:
@@ -63,7 +78,7 @@ def row_local(
 
 
 def row_values(comparison: Comparison, rows: RowFunction, path: Path = "streamed") -> RowValues:
-    """Value of every row (R,), 0 where it does not count, and which rows count, boolean (R,)."""
+    """Value of every own row (R,), 0 where it does not count, and which rows count, boolean (R,)."""
     with full_precision(comparison.rows.device):
         comparison = comparison.in_full_precision()
         if path == "dense" and not comparison.is_empty:
@@ -75,7 +90,7 @@ def row_values(comparison: Comparison, rows: RowFunction, path: Path = "streamed
             return {"values": values.masked_fill(counted == 0, 0.0), "counted": counted.to(values.dtype)}
 
         kinds = {"values": Sum("rows"), "counted": Sum("rows", differentiable=False)}
-        found = statistics(comparison, kinds, tile, whole_rows=True)
+        found = statistics(replace(comparison, shard=None), kinds, tile, whole_rows=True)
         return found["values"], found["counted"] > 0
 
 
@@ -105,8 +120,8 @@ class _OnePass(torch.autograd.Function):
         return total, sweep.count
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, grad_total: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative()
         saved = iter(ctx.saved_tensors)
         gradients = [next(saved) * grad_total if present else None for present in ctx.present]
         return (None, None, None, None, *gradients)

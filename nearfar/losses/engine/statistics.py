@@ -13,10 +13,10 @@ from typing import Any, Literal
 
 import torch
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from nearfar.losses.engine.comparison import Comparison, Tile
-from nearfar.losses.engine.precision import full_precision
+from nearfar.losses.engine.distributed import Shard, max_over_processes, sum_over_processes
+from nearfar.losses.engine.precision import full_precision, refuse_second_derivative
 
 Axis = Literal["rows", "columns", "all"]
 Path = Literal["streamed", "dense"]
@@ -61,6 +61,16 @@ class Statistic(ABC):
     def share(self, gradient: Tensor, whole: Tensor, partial: Tensor) -> Tensor:
         """The gradient on a partial, from that on the whole."""
 
+    # Over processes: first the maximum of all their statistics, then the sum of what each makes of its own.
+
+    @abstractmethod
+    def summand(self, part: Tensor, peak: Tensor) -> Tensor:
+        """What to sum over the processes, from a process's statistic and the largest of all."""
+
+    @abstractmethod
+    def from_sum(self, total: Tensor, peak: Tensor) -> Tensor:
+        """The statistic of all processes, from that sum."""
+
 
 class Sum(Statistic):
     """Sum over the tiles."""
@@ -74,6 +84,14 @@ class Sum(Statistic):
     def share(self, gradient: Tensor, whole: Tensor, partial: Tensor) -> Tensor:
         """The gradient on a partial: that of the sum."""
         return gradient
+
+    def summand(self, part: Tensor, peak: Tensor) -> Tensor:
+        """The sum itself."""
+        return part
+
+    def from_sum(self, total: Tensor, peak: Tensor) -> Tensor:
+        """The sum itself."""
+        return total
 
 
 class LogSumExp(Statistic):
@@ -90,6 +108,15 @@ class LogSumExp(Statistic):
         weight = (partial - whole).exp()
         return gradient * weight.masked_fill(partial == -torch.inf, 0.0)
 
+    def summand(self, part: Tensor, peak: Tensor) -> Tensor:
+        """The sum of exponentials, relative to the peak."""
+        return (part - peak.masked_fill(peak == -torch.inf, 0.0)).exp()
+
+    def from_sum(self, total: Tensor, peak: Tensor) -> Tensor:
+        """Back to logarithms."""
+        empty = peak == -torch.inf
+        return (total.masked_fill(empty, 1.0).log() + peak.masked_fill(empty, 0.0)).masked_fill(empty, -torch.inf)
+
 
 class Maximum(Statistic):
     """Maximum over the tiles; a tie between tiles shares the gradient in full with each (measure zero)."""
@@ -103,6 +130,15 @@ class Maximum(Statistic):
     def share(self, gradient: Tensor, whole: Tensor, partial: Tensor) -> Tensor:
         """The gradient on a partial: all of it where it is the maximum."""
         return gradient * (partial == whole)
+
+    def summand(self, part: Tensor, peak: Tensor) -> Tensor:
+        """Zero, with the gradient of the maximum where that is here."""
+        best = (part == peak) & (peak > -torch.inf)
+        return torch.where(best, part - part.detach(), 0.0)
+
+    def from_sum(self, total: Tensor, peak: Tensor) -> Tensor:
+        """The maximum."""
+        return total + peak
 
 
 def statistics(
@@ -122,7 +158,47 @@ def statistics(
         path: "streamed" never holds the matrix; "dense" does, and can be differentiated twice.
         whole_rows: let every tile span all columns, for tile functions that need complete rows.
         tile_gradient: the second pass in closed form. Used when nothing but rows and columns needs a gradient.
+
+    When several processes share the batch, the statistics are those of all of them: axis "rows" has a value for each
+    row of the whole batch.
     """
+    found = _own_statistics(comparison, kinds, tile, path, whole_rows, tile_gradient)
+    if comparison.shard is None:
+        return found
+    dtype = torch.promote_types(comparison.rows.dtype, torch.float32)
+    everyones = _over_processes(found, kinds, comparison.shard)
+    return {name: everyones[name].to(dtype) for name in kinds}
+
+
+def _over_processes(own: Mapping[str, Tensor], kinds: Mapping[str, Statistic], shard: Shard) -> dict[str, Tensor]:
+    found: dict[str, Tensor] = {}
+    of_rows = [name for name, kind in kinds.items() if kind.axis == "rows"]
+    others = [name for name, kind in kinds.items() if kind.axis != "rows"]
+    if of_rows:
+        together = torch.stack([own[name].double() for name in of_rows], 1)  # (R, statistics)
+        found.update(zip(of_rows, shard.gather(together).unbind(1), strict=True))
+    if others:
+        parts = [own[name].double() for name in others]
+        sizes = [part.numel() for part in parts]
+
+        def split(together: Tensor) -> list[Tensor]:
+            return [piece.view_as(part) for piece, part in zip(torch.split(together, sizes), parts, strict=True)]
+
+        peaks = split(max_over_processes(torch.cat([part.detach().flatten() for part in parts])))
+        summands = [kinds[name].summand(*pair) for name, *pair in zip(others, parts, peaks, strict=True)]
+        totals = split(sum_over_processes(torch.cat([summand.flatten() for summand in summands])))
+        found.update((name, kinds[name].from_sum(*pair)) for name, *pair in zip(others, totals, peaks, strict=True))
+    return found
+
+
+def _own_statistics(
+    comparison: Comparison,
+    kinds: Mapping[str, Statistic],
+    tile: TileFunction,
+    path: Path,
+    whole_rows: bool,
+    tile_gradient: TileGradientFunction | None,
+) -> dict[str, Tensor]:
     with full_precision(comparison.rows.device):
         comparison = comparison.in_full_precision()
         dtype = comparison.rows.dtype
@@ -183,15 +259,16 @@ class _TwoPass(torch.autograd.Function):
         return tuple(merged.values())
 
     @staticmethod
-    @once_differentiable
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
+        refuse_second_derivative()
         program: _Program = ctx.program
         count = len(program.comparison.tensors())
         tensors, merged = ctx.saved_tensors[:count], ctx.saved_tensors[count:]
         wanted = list(ctx.needs_input_grad[1:])
         second = _SecondPass(program, tensors, wanted, dict(zip(program.kinds, merged, strict=True)))
-        for rows, columns in program.blocks():
-            second.add(rows, columns, dict(zip(program.kinds, gradients, strict=True)))
+        with full_precision(tensors[0].device):  # the caller may be inside autocast
+            for rows, columns in program.blocks():
+                second.add(rows, columns, dict(zip(program.kinds, gradients, strict=True)))
         return (None, *second.gradients())
 
 

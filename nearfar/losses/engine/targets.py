@@ -11,6 +11,7 @@ from typing import Any, Generic, Protocol, TypeVar
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 Pairs = tuple[Tensor, Tensor]  # row and column indices within the tile, sorted by row
 
@@ -275,6 +276,7 @@ class RelevanceTarget:
         ignored: pairs that count neither way: dense boolean (R, C), or sparse with non-zero entries.
         same_ids: pairs of integer ids for rows (R,) and columns (C,). A pair of equal ids that is not positive is a
             repetition inside the batch, and ignored.
+        first_column: the column where ``relevance`` and ``ignored`` begin; columns outside them have relevance 0.
     """
 
     def __init__(
@@ -284,11 +286,12 @@ class RelevanceTarget:
         device: torch.device,
         ignored: Tensor | None = None,
         same_ids: tuple[tuple[Tensor, Tensor], ...] = (),
+        first_column: int = 0,
     ) -> None:
         self.shape = shape
         self._same_ids = same_ids
-        self._grades = _Grades(relevance, shape, device)
-        self._ignored = None if ignored is None else _Grades(ignored, shape, device)
+        self._grades = _Grades(relevance, shape, device, first_column)
+        self._ignored = None if ignored is None else _Grades(ignored, shape, device, first_column)
 
     def tile(self, rows: slice, columns: slice) -> TargetTile:
         """The target of a block of pairs."""
@@ -307,9 +310,9 @@ class RelevanceTarget:
 class _Grades:
     """Grades given as a dense matrix, a sparse one, or row i to column i."""
 
-    def __init__(self, grades: Tensor | None, shape: tuple[int, int], device: torch.device) -> None:
+    def __init__(self, grades: Tensor | None, shape: tuple[int, int], device: torch.device, first_column: int) -> None:
         self.is_diagonal = grades is None
-        self._device = device
+        self._device, self._first_column = device, first_column
         self._dense: Tensor | None = None
         if grades is None:
             return
@@ -320,16 +323,25 @@ class _Grades:
         rows, columns = coo.indices()
         values = coo.values()
         self._dtype = values.dtype if values.is_floating_point() else torch.float32
-        self._pairs = _PairList(rows, columns, values, shape[0])
+        self._pairs = _PairList(rows, columns + first_column, values, shape[0])
 
     def tile(self, rows: slice, columns: slice, shape: tuple[int, int]) -> Tensor:
         if self._dense is not None:
-            return self._dense[rows, columns]
+            return self._place(self._dense[rows], columns.start or 0, shape[1])
         if not self.is_diagonal:
             return self._pairs.dense(rows, columns, shape, self._dtype)
-        shift = (rows.start or 0) - (columns.start or 0)
+        shift = (rows.start or 0) + self._first_column - (columns.start or 0)
         row = torch.arange(shape[0], device=self._device)[:, None]
         return torch.arange(shape[1], device=self._device) - row == shift  # (rows, columns)
+
+    def _place(self, grades: Tensor, start: int, width: int) -> Tensor:
+        """The columns from ``start`` of a matrix that holds ``grades`` and is 0 elsewhere, (rows, width)."""
+        first, last = (min(max(at - self._first_column, 0), grades.shape[1]) for at in (start, start + width))
+        part = grades[:, first:last]
+        if last - first == width:
+            return part
+        before = min(max(self._first_column - start, 0), width)
+        return F.pad(part, (before, width - before - (last - first)))
 
 
 class FunctionTarget:
