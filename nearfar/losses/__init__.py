@@ -1,21 +1,22 @@
 """Losses for metric learning and retrieval: one paper, one file; all streamed where their maths allows."""
 
-from nearfar.losses.mann_whitney import MannWhitneyLoss
-
 from nearfar.losses.adaface import AdaFaceLoss
 from nearfar.losses.arcface import ArcFaceLoss
 from nearfar.losses.bixse import BiXSELoss
 from nearfar.losses.circle import CircleLoss
 from nearfar.losses.circle_head import CircleHeadLoss
+from nearfar.losses.combine import WeightedSum
 from nearfar.losses.contract import Capabilities, LabelLoss, Loss, QueryDocumentLoss
 from nearfar.losses.contrastive import ContrastiveLoss
 from nearfar.losses.cosface import CosFaceLoss
 from nearfar.losses.decoupled_softmax import DecoupledSoftmaxLoss
 from nearfar.losses.elasticface import ElasticFaceLoss
+from nearfar.losses.hosts.pytorch_metric_learning import as_pml
 from nearfar.losses.hosts.sentence_transformers import ForSentenceTransformer
 from nearfar.losses.icnn import ICNNLoss
 from nearfar.losses.info_nce import InfoNCELoss
 from nearfar.losses.linear_softmax import LinearSoftmaxLoss
+from nearfar.losses.mann_whitney import MannWhitneyLoss
 from nearfar.losses.multi_similarity import MultiSimilarityLoss
 from nearfar.losses.nbc_softmax import NBCSoftmaxLoss
 from nearfar.losses.normalized_softmax import NormalizedSoftmaxLoss
@@ -62,6 +63,8 @@ __all__ = [
     "SupConLoss",
     "ThresholdConsistentMarginLoss",
     "TripletMarginLoss",
+    "WeightedSum",
+    "as_pml",
     "get_loss",
     "list_losses",
 ]
