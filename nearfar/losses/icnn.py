@@ -112,16 +112,21 @@ class ICNNLoss(LabelLoss):
         with torch.autocast(origins.device.type, enabled=False):
             if len(origins) == 0 or len(targets) <= drop + 1:
                 return (origins.sum() + targets.sum()) * 0
-            return -self._score(origins, targets, labels, target_labels, drop).log()
+            return -self._score(origins, targets, labels, target_labels, drop, is_self).log()
 
-    def _score(self, origins: Tensor, targets: Tensor, labels: Tensor, target_labels: Tensor, drop: int) -> Tensor:
+    def _score(
+        self, origins: Tensor, targets: Tensor, labels: Tensor, target_labels: Tensor, drop: int, is_self: bool
+    ) -> Tensor:
         count = len(targets)
         k = self.k if self.k + 2 < count else max(1, count - 2)
         found = min(self.neighbours or k + 1, count - drop)
         k = min(k, found)
         distances = Euclidean(_INNER_EPSILON).dense(origins, targets)  # (n, m)
-        nearest, index = distances.topk(found + drop, dim=1, largest=False)  # (n, found + drop)
-        nearest, index = nearest[:, drop:], index[:, drop:]  # (n, found)
+        order = distances.detach()
+        if is_self:  # itself first, also before an exact copy, which may be of another class
+            order = order.clone().fill_diagonal_(-1.0)
+        index = order.topk(found + drop, dim=1, largest=False).indices[:, drop:]  # (n, found)
+        nearest = distances.gather(1, index)  # (n, found)
         same = target_labels[index] == labels[:, None]  # (n, found)
         intra = _intra(nearest, same, k)
         inter = _inter(nearest[:, :k], same[:, :k])

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from nearfar.losses import list_losses
-from tests.losses.cases import BY_NAME, CASES, able, each, each_variant, each_variant_and_scenario
+from tests.losses.cases import BY_NAME, CASES, able, each, each_variant, each_variant_and_scenario, of_kind
 from tests.losses.inputs import typical
 from tests.losses.outcome import assert_same, oracle_outcome, oracle_rows, outcome
 
@@ -35,6 +35,17 @@ def test_equals_the_naive_loop_on_several_seeds(case, variant, seed):
     inputs = typical(case.capabilities, seed)
     loss = case.build(variant)
     assert_same(outcome(loss, inputs), oracle_outcome(case, variant, loss, inputs))
+
+
+@each(of_kind("labels"))
+@pytest.mark.parametrize("seed", [1, 2])
+def test_exact_copies_in_other_classes_are_not_taken_for_the_sample_itself(case, seed):
+    inputs = typical(case.capabilities, seed)
+    inputs.embeddings[3:6] = inputs.embeddings[:3]
+    loss = case.build()
+    # The value alone: which of several equal pairs gets a gradient is a matter of taste.
+    expected = oracle_outcome(case, 0, loss, inputs).value
+    torch.testing.assert_close(inputs.call(loss).detach().double(), expected, rtol=1e-10, atol=1e-10)
 
 
 @each(able("unreduced"))
