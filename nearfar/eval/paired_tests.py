@@ -6,6 +6,7 @@ of each other. Every statistic is linear in those sums, so what is drawn once se
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
@@ -113,7 +114,7 @@ def randomisation_test(
     for pair, (a, b) in enumerate(zip(left, right, strict=True)):
         differences = units.sums[:, a] - units.sums[:, b]  # (G,)
         differences = differences[np.abs(differences) > _SAME]
-        if 2.0 ** len(differences) > permutations:
+        if len(differences) > math.log2(permutations):
             drawn.append(pair)
         else:
             p[pair] = _exact_p(differences)

@@ -97,7 +97,7 @@ class Comparison:
         """The table as column names and rows of text; rows of groups follow those over all queries."""
         named = bool(self.group_rows)
         p_name = "p" if self.correction is None else f"p ({CORRECTIONS[self.correction]})"
-        columns = ["metric", *(["queries of"] if named else []), "run", "baseline", "mean", "base", "difference"]
+        columns = ["metric", *(["group"] if named else []), "run", "baseline", "mean", "base", "difference"]
         columns += [f"{_percent(self.confidence)} interval", p_name, "d_z", "win/tie/loss", "detectable"]
         return columns, [_cells(row, named) for row in self.rows + self.group_rows]
 
