@@ -5,6 +5,7 @@ Pulls positives together and pushes negatives apart until each side has its marg
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
 
 import torch
@@ -77,7 +78,10 @@ class ContrastiveLoss(LabelLoss):
         comparison = replace(batch.cosine(), similarity=UnitEuclidean())
         count = Sum("all", differentiable=False)
         kinds = {"pull": Sum("all"), "pulled": count, "push": Sum("all"), "pushed": count}
-        found = statistics(comparison, kinds, self.tile, self.path)
+        if self.path == "dense":
+            found = statistics(comparison, kinds, self.tile, "dense")
+        else:
+            found = statistics(comparison, kinds, self._listed, tile_gradient=self._gradient)
         pull = found["pull"] / found["pulled"].clamp(min=1)
         push = found["push"] / found["pushed"].clamp(min=1)
         return pull + push
@@ -92,3 +96,23 @@ class ContrastiveLoss(LabelLoss):
             "push": push.sum(),
             "pushed": torch.count_nonzero(push),
         }
+
+    def _listed(self, tile: Tile) -> dict[str, Tensor]:
+        """The same with the few positives as a list."""
+        d, target = tile.similarity, tile.target
+        pull = (d[target.positive_pairs()] - self.pos_margin).relu_()  # (P,)
+        push = (self.neg_margin - d).relu_()  # (rows, columns)
+        push[target.non_negative_pairs()] = 0
+        pull_sum, push_sum = pull.sum(), push.sum()
+        # Signs are counted in place: comparing would take ten times as long.
+        return {"pull": pull_sum, "pulled": pull.sign_().sum(), "push": push_sum, "pushed": push.sign_().sum()}
+
+    def _gradient(self, tile: Tile, _: Mapping[str, Tensor], cotangents: Mapping[str, Tensor]) -> Tensor:
+        """Gradient of both sums: the same for every active pair of a side."""
+        d, target = tile.similarity, tile.target
+        gradient = (self.neg_margin - d).relu_().sign_().mul_(-cotangents["push"])  # (rows, columns)
+        gradient[target.non_negative_pairs()] = 0
+        pairs = target.positive_pairs()
+        # Added, not set: a pair mined as positive and as negative counts as both.
+        gradient[pairs] += (d[pairs] > self.pos_margin) * cotangents["pull"]
+        return gradient

@@ -29,6 +29,7 @@ from nearfar.losses.engine import (
     LogSumExp,
     Tile,
     masked_logsumexp,
+    segment_logsumexp,
     softplus,
     statistics,
 )
@@ -120,7 +121,10 @@ class ProxyAnchorLoss(LabelLoss):
             normalise(batch.embeddings), proxies, target, Dot(normalise_columns=True), shard=batch.rows
         )
         kinds = {"own": LogSumExp("columns"), "other": LogSumExp("columns")}
-        found = statistics(comparison, kinds, self.tile, self.path)
+        if self.path == "dense":
+            found = statistics(comparison, kinds, self.tile, "dense")
+        else:
+            found = statistics(comparison, kinds, self._listed, tile_gradient=self._gradient)
         present = (found["own"] > -torch.inf).sum().clamp(min=1)
         return softplus(found["own"]).sum() / present + softplus(found["other"]).sum() / self.num_classes
 
@@ -131,6 +135,27 @@ class ProxyAnchorLoss(LabelLoss):
             "own": masked_logsumexp(-self.alpha * (s - self.margin), target.positive, dim=0),  # (columns,)
             "other": masked_logsumexp(self.alpha * (s + self.margin), target.negative, dim=0),  # (columns,)
         }
+
+    def _listed(self, tile: Tile) -> dict[str, Tensor]:
+        """The same with the pairs of sample and own proxy as a list."""
+        s, own = tile.similarity, tile.target.positive_pairs()
+        push = (s + self.margin).mul_(self.alpha)  # (rows, columns)
+        push[own] = -torch.inf
+        peak = push.amax(0).clamp_(min=-1e30)  # (columns,); finite even for a proxy without other samples
+        other = push.sub_(peak).exp_().sum(0).log_().add_(peak)  # (columns,)
+        pull = (s[own] - self.margin).mul_(-self.alpha)  # (P,)
+        return {"own": segment_logsumexp(pull, own[1], s.shape[1]), "other": other}
+
+    def _gradient(self, tile: Tile, merged: Mapping[str, Tensor], cotangents: Mapping[str, Tensor]) -> Tensor:
+        """Each pair's share of its proxy's log-sum-exp."""
+        s, own = tile.similarity, tile.target.positive_pairs()
+        lse = merged["other"].clamp(min=-1e30)  # (columns,)
+        gradient = (s + self.margin).mul_(self.alpha).sub_(lse).clamp_(max=0).exp_()  # (rows, columns)
+        gradient.mul_(cotangents["other"] * self.alpha)
+        pull = (s[own] - self.margin).mul_(-self.alpha)  # (P,)
+        share = (pull - merged["own"][own[1]]).exp_()
+        gradient[own] = share * cotangents["own"][own[1]] * -self.alpha
+        return gradient
 
     def get_logits(self, embeddings: Tensor) -> Tensor:
         """Cosines with the proxies, (B, C)."""

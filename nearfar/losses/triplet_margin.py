@@ -157,7 +157,8 @@ class TripletMarginLoss(RowLocalLabelLoss):
         near = d.masked_fill(~negative, torch.inf)  # (rows, columns)
         values = d.new_zeros(len(d))
         counts = torch.zeros(len(d), dtype=torch.int64, device=d.device)
-        for rows, columns in self._by_rank(tile, positive):
+        pairs = positive.nonzero(as_tuple=True)
+        for rows, columns in _by_rank((pairs[0], pairs[1]), len(d)):
             value, count = checkpoint(
                 self._one_positive, d, near, rows, columns, tile.parameters.get("points"), use_reentrant=False
             )
@@ -174,23 +175,35 @@ class TripletMarginLoss(RowLocalLabelLoss):
 
     def rows_with_gradient(self, tile: Tile) -> RowGradient:  # type: ignore[override]
         """The same in closed form, without ``swap``."""
-        d, (positive, negative) = tile.similarity, self._candidates(tile)
-        near = d.masked_fill(~negative, torch.inf)  # (rows, columns)
-        values = d.new_zeros(len(d))
-        counts = torch.zeros(len(d), dtype=torch.int64, device=d.device)
-        gradient = torch.zeros_like(d)
-        for rows, columns in self._by_rank(tile, positive):
+        d, target = tile.similarity, tile.target
+        pairs = target.positive_pairs()
+        if self.mining == "hard":
+            positive, negative = self._candidates(tile)
+            rows, columns = positive.nonzero(as_tuple=True)
+            pairs = rows, columns
+            near = d.masked_fill(~negative, torch.inf)  # (rows, columns)
+        else:
+            near = d.clone()
+            near[target.non_negative_pairs()] = torch.inf
+        values, counts = d.new_zeros(len(d)), torch.zeros(len(d), dtype=torch.int64, device=d.device)
+        gradient, work = torch.zeros_like(d), torch.empty_like(d)
+        for rows, columns in _by_rank(pairs, len(d)):
             own, everyone = d[rows, columns][:, None], len(rows) == len(d)
             others = near if everyone else near[rows]  # (P, columns)
-            terms = own + self.margin - others  # (P, columns)
+            terms = torch.sub(own + self.margin, others, out=work if everyone else None)  # (P, columns)
             if self.mining == "semihard":
                 terms.masked_fill_(~self._is_semihard(own, others), -torch.inf)
-            slope = terms.sigmoid() if self.smooth_loss else (terms > 0).to(d.dtype)  # (P, columns)
-            number = (terms > -torch.inf).sum(1) if self.smooth_loss else slope.sum(1).long()
-            terms = softplus(terms) if self.smooth_loss else terms.relu_()
-            values.index_add_(0, rows, terms.sum(1))
+            if self.smooth_loss:
+                slope, number = terms.sigmoid(), (terms > -torch.inf).sum(1)
+                values.index_add_(0, rows, softplus(terms).sum(1))
+                pulled = slope.sum(1)  # (P,)
+            else:
+                values.index_add_(0, rows, terms.relu_().sum(1))
+                slope = terms.sign_()
+                pulled = slope.sum(1)  # (P,)
+                number = pulled.long()
             counts.index_add_(0, rows, number)
-            gradient[rows, columns] += slope.sum(1)
+            gradient[rows, columns] += pulled
             if everyone:
                 gradient.sub_(slope)
             else:
@@ -234,18 +247,6 @@ class TripletMarginLoss(RowLocalLabelLoss):
         nearest = fixed.masked_fill(~negative, torch.inf).argmin(1, keepdim=True)  # (rows, 1)
         return positive & (column == farthest), negative & (column == nearest)
 
-    def _by_rank(self, tile: Tile, positive: Tensor) -> Iterator[Pairs]:
-        """Each anchor's first positive, then each anchor's second, and so on."""
-        if self.mining == "hard":
-            rows, columns = positive.nonzero(as_tuple=True)
-        else:
-            rows, columns = tile.target.positive_pairs()
-        size = torch.bincount(rows, minlength=len(positive))  # (rows,)
-        rank = torch.arange(len(rows), device=rows.device) - (size.cumsum(0) - size)[rows]  # (P,)
-        order = torch.argsort(rank, stable=True)
-        sizes = torch.bincount(rank).tolist()
-        return zip(torch.split(rows[order], sizes), torch.split(columns[order], sizes), strict=True)
-
     # Named triplets
 
     def _of_triplets(self, batch: LabelBatch, triplets: Triplets) -> Tensor:
@@ -287,3 +288,13 @@ class TripletMarginLoss(RowLocalLabelLoss):
             positive = positive + (positive >= rank[anchors] - start)  # step over the anchor itself
         negative = negative + size * (negative >= start)  # step over the anchor's class
         return anchors, order[start + positive], order[negative]
+
+
+def _by_rank(pairs: Pairs, count: int) -> Iterator[Pairs]:
+    """Each row's first pair, then each row's second, and so on."""
+    rows, columns = pairs
+    size = torch.bincount(rows, minlength=count)  # (rows,)
+    rank = torch.arange(len(rows), device=rows.device) - (size.cumsum(0) - size)[rows]  # (P,)
+    order = torch.argsort(rank, stable=True)
+    sizes = torch.bincount(rank).tolist()
+    return zip(torch.split(rows[order], sizes), torch.split(columns[order], sizes), strict=True)

@@ -11,7 +11,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
 
 _TINY_NORM = 1e-12  # as torch.nn.functional.normalize
 
@@ -42,7 +41,7 @@ class Walk(Protocol):
         ...
 
     def pull(self, rows: slice, columns: slice, tile: Tensor, gradient: Tensor) -> None:
-        """Add what ``gradient``, of the tile's shape, sends to the rows and columns. May overwrite ``gradient``."""
+        """Add what ``gradient``, of the tile's shape, sends to the rows and columns. May overwrite both."""
         ...
 
     def finish(self) -> None:
@@ -216,8 +215,8 @@ class _UnitEuclideanWalk(_DotWalk):
         return torch.threshold_(square, _square_floor(square), 0.0).sqrt_()
 
     def pull(self, rows: slice, columns: slice, tile: Tensor, gradient: Tensor) -> None:
-        # The slope of the distance on the cosine is -1 / distance.
-        super().pull(rows, columns, tile, gradient.div_(F.threshold(tile, 0.0, torch.inf)).neg_())
+        # The slope of the distance on the cosine is -1 / distance. Nobody needs the tile after this.
+        super().pull(rows, columns, tile, gradient.div_(torch.threshold_(tile, 0.0, torch.inf)).neg_())
 
 
 def _square_floor(square: Tensor) -> float:
