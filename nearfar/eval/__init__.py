@@ -17,12 +17,20 @@ if TYPE_CHECKING:
     from nearfar.eval.report import ModelSection, Report, write_report
     from nearfar.eval.run_comparison import Comparison, PairComparison
     from nearfar.eval.significance import compare_runs
+    from nearfar.eval.thresholds.calibration import calibrate_threshold
+    from nearfar.eval.thresholds.card import ClassFailure, ThresholdCard
+    from nearfar.eval.thresholds.class_thresholds import ClassThresholds, calibrate_classes
+    from nearfar.eval.thresholds.drift import DriftCheck
     from nearfar.eval.thresholds.histograms import ScoreHistogram, score_histogram
     from nearfar.eval.thresholds.opis import OPISResult, opis
+    from nearfar.eval.thresholds.queries import calibrate_no_answer
 
 _MODULES = {
     "DEFAULT_METRICS": "metrics",
+    "ClassFailure": "thresholds.card",
+    "ClassThresholds": "thresholds.class_thresholds",
     "Comparison": "run_comparison",
+    "DriftCheck": "thresholds.drift",
     "EmbeddingResult": "embeddings",
     "ModelSection": "report",
     "OPISResult": "thresholds.opis",
@@ -30,7 +38,11 @@ _MODULES = {
     "RankingResult": "ranking",
     "Report": "report",
     "ScoreHistogram": "thresholds.histograms",
+    "ThresholdCard": "thresholds.card",
     "benjamini_hochberg": "multiple_tests",
+    "calibrate_classes": "thresholds.class_thresholds",
+    "calibrate_no_answer": "thresholds.queries",
+    "calibrate_threshold": "thresholds.calibration",
     "compare_runs": "significance",
     "evaluate_arrays": "ranking_arrays",
     "evaluate_embeddings": "embeddings",
@@ -44,7 +56,10 @@ _MODULES = {
 
 __all__ = [
     "DEFAULT_METRICS",
+    "ClassFailure",
+    "ClassThresholds",
     "Comparison",
+    "DriftCheck",
     "EmbeddingResult",
     "ModelSection",
     "OPISResult",
@@ -52,7 +67,11 @@ __all__ = [
     "RankingResult",
     "Report",
     "ScoreHistogram",
+    "ThresholdCard",
     "benjamini_hochberg",
+    "calibrate_classes",
+    "calibrate_no_answer",
+    "calibrate_threshold",
     "compare_runs",
     "evaluate_arrays",
     "evaluate_embeddings",
