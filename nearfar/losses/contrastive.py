@@ -104,7 +104,7 @@ class ContrastiveLoss(LabelLoss):
         push = (self.neg_margin - d).relu_()  # (rows, columns)
         push[target.non_negative_pairs()] = 0
         pull_sum, push_sum = pull.sum(), push.sum()
-        # Signs are counted in place: comparing would take ten times as long.
+        # Signs are counted in place: comparing takes several times as long.
         return {"pull": pull_sum, "pulled": pull.sign_().sum(), "push": push_sum, "pushed": push.sign_().sum()}
 
     def _gradient(self, tile: Tile, _: Mapping[str, Tensor], cotangents: Mapping[str, Tensor]) -> Tensor:

@@ -1,6 +1,6 @@
-"""Faults of pytorch-metric-learning 2.9 that nearfar does not share, one test for each, by its number in our notes.
+"""Faults found in pytorch-metric-learning 2.9 that nearfar does not share, numbered, one test for each.
 
-Elsewhere: 14 (no loss of theirs compiles as one graph) in ``test_compile.py``, 15 (the price of the import) in
+Elsewhere: 14 (its pair losses do not compile as one graph) in ``test_compile.py``, 15 (what its import costs) in
 ``test_imports.py``.
 """
 
