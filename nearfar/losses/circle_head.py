@@ -5,12 +5,11 @@ The pair-wise form compares samples with each other; this one compares them with
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 from torch import Tensor
 
 from nearfar.losses.circle import CircleLoss
 from nearfar.losses.contract import Path, Reduction
+from nearfar.losses.engine import Logit
 from nearfar.losses.heads import ClassHead, check_radians
 
 
@@ -96,19 +95,10 @@ class CircleHeadLoss(ClassHead):
         """Logits of the own classes."""
         return self.scale * (1 + self.m - cosine.detach()).relu() * (cosine - (1 - self.m))
 
-    def other_logits(self) -> _Push:
+    def other_logits(self) -> Logit:
         """Logits of the other classes."""
-        return _Push(self.m, self.scale)
+        return self._push
 
-
-@dataclass(frozen=True)
-class _Push:
-    m: float
-    gamma: float
-
-    def value(self, similarity: Tensor) -> Tensor:
-        return self.slope(similarity.detach()) * (similarity - self.m)
-
-    def slope(self, similarity: Tensor) -> Tensor:
-        """The weight, which is a constant of the step."""
-        return (similarity + self.m).relu().mul_(self.gamma)
+    def _push(self, cosine: Tensor) -> tuple[Tensor, Tensor]:
+        weight = (cosine.detach() + self.m).relu_().mul_(self.scale)
+        return (cosine - self.m).mul_(weight), weight

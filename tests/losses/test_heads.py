@@ -247,15 +247,6 @@ def test_the_gradient_adds_to_the_one_that_is_there(case):
     torch.testing.assert_close(loss.weight.grad, 2 * once)
 
 
-@each_head
-def test_the_dense_path_compiles_as_one_graph(case):
-    if case.name == "elasticface":
-        pytest.skip("draws its margins with NumPy")
-    loss, inputs = case.build(path="dense"), batch()
-    compiled = torch.compile(loss, fullgraph=True, backend="aot_eager")
-    torch.testing.assert_close(inputs.call(compiled), inputs.call(case.build(path="dense")))
-
-
 # Settings
 
 

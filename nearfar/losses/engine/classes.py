@@ -8,9 +8,9 @@ similarities are computed once and cost no memory of their own.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple, Protocol
+from typing import Any, Literal, NamedTuple
 
 import torch
 from torch import Tensor
@@ -26,16 +26,8 @@ _TINY_NORM = 1e-12  # as torch.nn.functional.normalize
 _LOWEST = -1e30  # stands for -inf where a difference must stay defined
 
 
-class Logit(Protocol):
-    """An elementwise function of the similarity that gives the logits of the other classes."""
-
-    def value(self, similarity: Tensor) -> Tensor:
-        """Logits, in a new tensor."""
-        ...
-
-    def slope(self, similarity: Tensor) -> Tensor:
-        """Their derivative, in a new tensor."""
-        ...
+# Logits of the other classes from the similarities, elementwise, and their derivative; two new tensors.
+Logit = Callable[[Tensor], tuple[Tensor, Tensor]]
 
 
 class ClassStatistics(NamedTuple):
@@ -87,7 +79,7 @@ def _dense(rows: Tensor, weight: Tensor, labels: Tensor, logit: Logit | None, su
     known = labels >= 0
     own = similarity.gather(1, labels.clamp(min=0)[:, None]).squeeze(1).masked_fill(~known, 0.0)  # (B,)
     others = torch.arange(similarity.shape[1], device=labels.device) != labels[:, None]  # (B, C)
-    logits = similarity if logit is None else logit.value(similarity)
+    logits = similarity if logit is None else logit(similarity)[0]
     return ClassStatistics(own, masked_logsumexp(logits, others))
 
 
@@ -182,19 +174,19 @@ class _Walk:
         best, which = similarity, None
         if self.program.sub_centers > 1:
             best, which = _by_class(similarity, self.program.sub_centers).max(2)  # (B, classes)
-        logits = best if self.program.logit is None else self.program.logit.value(best)
+        logits, slope = (best, None) if self.program.logit is None else self.program.logit(best)
         # Every row is indexed, in the block or not: choosing rows would make an accelerator wait for the count.
         shifted = self.labels - block.start
         inside = (shifted >= 0) & (shifted < best.shape[1])
-        return _ClassTile(best, which, logits, (self.each_row, shifted.clamp(0, best.shape[1] - 1)), inside)
+        return _ClassTile(best, which, logits, slope, (self.each_row, shifted.clamp(0, best.shape[1] - 1)), inside)
 
     def gradient(self, tile: _ClassTile, rivals: Tensor, grad_own: Tensor, grad_rivals: Tensor) -> Tensor:
         """Gradient on the similarities of a block, (B, columns)."""
         out = torch.sub(tile.logits, rivals[:, None], out=self.work(tile.logits))
         gradient = out.exp_().mul_(grad_rivals[:, None])  # (B, classes)
         tile.show_own()
-        if self.program.logit is not None:
-            gradient.mul_(self.program.logit.slope(tile.best))
+        if tile.slope is not None:
+            gradient.mul_(tile.slope)
         gradient[tile.index] += torch.where(tile.inside, grad_own, 0.0)
         if tile.which is None:
             return gradient
@@ -239,14 +231,21 @@ class _ClassTile:
         best: similarity with each class, (B, classes).
         which: the nearest sub-centre, (B, classes), or None when a class has only one.
         logits: (B, classes); may be ``best`` itself.
+        slope: derivative of the logits, (B, classes), or None when they are the similarities.
         index: rows and own columns, (B,) each.
         inside: whether the own class lies in this block, (B,).
     """
 
     def __init__(
-        self, best: Tensor, which: Tensor | None, logits: Tensor, index: tuple[Tensor, Tensor], inside: Tensor
+        self,
+        best: Tensor,
+        which: Tensor | None,
+        logits: Tensor,
+        slope: Tensor | None,
+        index: tuple[Tensor, Tensor],
+        inside: Tensor,
     ) -> None:
-        self.best, self.which, self.logits, self.index, self.inside = best, which, logits, index, inside
+        self.which, self.logits, self.slope, self.index, self.inside = which, logits, slope, index, inside
         self.own = best[index]  # (B,)
         self._own_logit = logits[index]  # (B,)
         logits[index] = self._own_logit.masked_fill(inside, -torch.inf)
