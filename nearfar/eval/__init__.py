@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nearfar.eval.embeddings import EmbeddingResult, evaluate_embeddings
+    from nearfar.eval.geometry import GeometryReport, describe_geometry
+    from nearfar.eval.geometry_pairs import FalseNegativeSuspect
     from nearfar.eval.metrics import DEFAULT_METRICS
     from nearfar.eval.multiple_tests import benjamini_hochberg, holm
     from nearfar.eval.ranking import RankingResult, evaluate_run, recall_curve
@@ -32,6 +34,8 @@ _MODULES = {
     "Comparison": "run_comparison",
     "DriftCheck": "thresholds.drift",
     "EmbeddingResult": "embeddings",
+    "FalseNegativeSuspect": "geometry_pairs",
+    "GeometryReport": "geometry",
     "ModelSection": "report",
     "OPISResult": "thresholds.opis",
     "PairComparison": "run_comparison",
@@ -44,6 +48,7 @@ _MODULES = {
     "calibrate_no_answer": "thresholds.queries",
     "calibrate_threshold": "thresholds.calibration",
     "compare_runs": "significance",
+    "describe_geometry": "geometry",
     "evaluate_arrays": "ranking_arrays",
     "evaluate_embeddings": "embeddings",
     "evaluate_run": "ranking",
@@ -61,6 +66,8 @@ __all__ = [
     "Comparison",
     "DriftCheck",
     "EmbeddingResult",
+    "FalseNegativeSuspect",
+    "GeometryReport",
     "ModelSection",
     "OPISResult",
     "PairComparison",
@@ -73,6 +80,7 @@ __all__ = [
     "calibrate_no_answer",
     "calibrate_threshold",
     "compare_runs",
+    "describe_geometry",
     "evaluate_arrays",
     "evaluate_embeddings",
     "evaluate_run",
