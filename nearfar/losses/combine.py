@@ -133,7 +133,7 @@ class WeightedSum(Loss):
 
     def settings(self) -> dict[str, object]:
         """Class, weight and options of each part, by name."""
-        return {
+        parts = {
             name: {
                 "loss": type(part).__name__,
                 "weight": self.weights[name],
@@ -141,6 +141,7 @@ class WeightedSum(Loss):
             }
             for name, part in self.parts.items()
         }
+        return {"parts": parts}
 
     def extra_repr(self) -> str:
         """The weights; the parts print themselves."""

@@ -109,7 +109,7 @@ def test_losses_of_pytorch_metric_learning(batch):
     x, y = batch.embeddings, batch.labels
     loss = WeightedSum({foreign: 1, own: 0.5})
     torch.testing.assert_close(loss(x, y), foreign(x, y) + 0.5 * own(x, y))
-    assert loss.settings()["ContrastiveLoss"] == {"loss": "ContrastiveLoss", "weight": 1.0}
+    assert loss.settings()["parts"]["ContrastiveLoss"] == {"loss": "ContrastiveLoss", "weight": 1.0}
 
 
 def test_names():
@@ -135,8 +135,8 @@ def test_an_argument_that_a_part_cannot_honour_raises(batch):
 
 def test_settings_and_citations():
     loss = WeightedSum({"base": (CircleLoss(m=0.25), 1), "tcm": (ThresholdConsistentMarginLoss(), 0.5)})
-    assert loss.settings()["base"] == {"loss": "CircleLoss", "weight": 1.0, **CircleLoss(m=0.25).settings()}
-    assert loss.settings()["tcm"]["margin_plus"] == 0.9
+    assert loss.settings()["parts"]["base"] == {"loss": "CircleLoss", "weight": 1.0, **CircleLoss(m=0.25).settings()}
+    assert loss.settings()["parts"]["tcm"]["margin_plus"] == 0.9
     assert loss.citation == f"{CircleLoss.citation}\n\n{ThresholdConsistentMarginLoss.citation}"
     assert loss.paper == f"{CircleLoss.paper}, {ThresholdConsistentMarginLoss.paper}"
     assert WeightedSum([(CircleLoss(), 1), (CircleLoss(), 1)]).citation == CircleLoss.citation

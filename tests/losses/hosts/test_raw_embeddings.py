@@ -6,6 +6,7 @@ import copy
 
 import pytest
 import torch
+import torch.multiprocessing
 
 from nearfar.errors import InputError
 from nearfar.losses import AdaFaceLoss, ForSentenceTransformer, ThresholdConsistentMarginLoss, WeightedSum
@@ -89,6 +90,29 @@ def test_wrapped_models(bert):
     with raw_embeddings(wrapped):
         found = wrapped(features(model, [texts(8, 0)])[0])["sentence_embedding"]
     torch.testing.assert_close(found, expected)
+
+
+def one_of_two_processes(rank: int, bert: str, folder: str) -> None:
+    """The averaged gradient is the mean of what each process finds alone."""
+    torch.set_num_threads(1)
+    torch.distributed.init_process_group("gloo", init_method=f"file://{folder}/meet", rank=rank, world_size=2)
+    alone = []
+    for seed in range(2):
+        host = ForSentenceTransformer(tiny_bert(bert), adaface())
+        host(features(host.model, [texts(8, seed)]), LABELS).backward()
+        alone.append(gradients(host.model))
+    for mini_batch_size in (None, 3):
+        model = tiny_bert(bert, normalize=True)
+        host = ForSentenceTransformer(model, adaface(), mini_batch_size)
+        host.model = torch.nn.parallel.DistributedDataParallel(model, find_unused_parameters=True)
+        host(features(model, [texts(8, rank)]), LABELS).backward()
+        assert_same_gradients(gradients(model), {name: (g + alone[1][name]) / 2 for name, g in alone[0].items()})
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_two_processes(bert, tmp_path):
+    torch.multiprocessing.spawn(one_of_two_processes, args=(bert, str(tmp_path)), nprocs=2)
 
 
 def test_a_model_that_normalises_out_of_reach_is_refused(bert):
