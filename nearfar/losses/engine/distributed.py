@@ -97,6 +97,15 @@ def shards(rows: Mapping[str, Tensor | None], layout: Mapping[str, int] | None =
     }
 
 
+def distinct_ids(count: int, taken: Tensor) -> Tensor:
+    """Integers (count,) that no other process gets, above those that are taken on any process."""
+    lowest = torch.iinfo(torch.int64).min // 2
+    largest = taken.max() if len(taken) else torch.tensor(lowest, device=taken.device)
+    first = max_over_processes(largest) + 1
+    found: Tensor = first + dist.get_rank() + process_count() * torch.arange(count, device=taken.device)
+    return found
+
+
 def sum_over_processes(part: Tensor) -> Tensor:
     """Sum of the processes' tensors, under autograd."""
     whole: Tensor = _Sum.apply(part)  # type: ignore[no-untyped-call]

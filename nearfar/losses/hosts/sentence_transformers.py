@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from nearfar.errors import InputError
 from nearfar.losses.combine import LoggedParts, WeightedSum, capabilities_of
 from nearfar.losses.contract import Loss, QueryDocumentLoss
+from nearfar.losses.engine.distributed import distinct_ids
 from nearfar.losses.hosts.raw_embeddings import raw_embeddings
 
 
@@ -156,7 +157,7 @@ def _from_labels(loss: nn.Module, embeddings: list[Tensor], labels: Tensor | Non
             raise InputError(
                 f"{name} has {len(embeddings)} text column(s) and no label: add an integer 'label' column{or_pairs}"
             )
-        labels = torch.arange(batch, device=embeddings[0].device)
+        labels = _new_classes(loss, batch, torch.tensor([-1], device=embeddings[0].device))
     columns = [labels, labels][: len(embeddings)]
     negatives = len(embeddings) - len(columns)
     if negatives:
@@ -166,10 +167,16 @@ def _from_labels(loss: nn.Module, embeddings: list[Tensor], labels: Tensor | Non
             raise InputError(
                 f"columns of negatives are none of the {loss.num_classes} classes of {name}; use two columns"
             )
-        fresh = labels.max() + 1 + torch.arange(negatives * batch, device=labels.device)
-        columns.append(fresh)
+        columns.append(_new_classes(loss, negatives * batch, labels))
     value: Tensor = loss(torch.cat(embeddings), torch.cat(columns))
     return value
+
+
+def _new_classes(loss: nn.Module, count: int, taken: Tensor) -> Tensor:
+    """Labels (count,) of classes that no other sample has, in this batch or, where processes share it, in theirs."""
+    if isinstance(loss, Loss) and loss.shares_batch:
+        return distinct_ids(count, taken)
+    return taken.max() + 1 + torch.arange(count, device=taken.device)
 
 
 def _from_documents(loss: QueryDocumentLoss, embeddings: list[Tensor], labels: Tensor | None) -> Tensor:
