@@ -16,7 +16,7 @@ EXAMPLE = (
 )
 
 
-class Test(str, Enum):
+class PairedTest(str, Enum):
     """The test that decides."""
 
     randomisation = "randomisation"
@@ -41,7 +41,7 @@ def compare(
     clusters: Annotated[
         Path | None, typer.Option(help="Lines of query<TAB>cluster: queries of a cluster are not independent.")
     ] = None,
-    test: Annotated[Test, typer.Option(help="The test that decides.")] = Test.randomisation,
+    test: Annotated[PairedTest, typer.Option(help="The test that decides.")] = PairedTest.randomisation,
     correction: Annotated[Correction, typer.Option(help="Adjust p-values for many tests.")] = Correction.holm,
     permutations: Annotated[int, typer.Option(help="Random sign patterns, and bootstrap resamples.")] = 10_000,
     confidence: Annotated[float, typer.Option(help="Of the intervals; tests are at 1 - confidence.")] = 0.95,
