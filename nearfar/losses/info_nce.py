@@ -6,6 +6,7 @@ Softmax cross-entropy that picks a query's document among all of the batch, stre
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -25,9 +26,10 @@ from nearfar.losses.engine import (
     statistics,
 )
 from nearfar.losses.engine.statistics import Axis
+from nearfar.losses.engine.targets import Pairs
 
-# exp(scale * (cosine - 1)) is at least exp(-2 scale). Up to here that is a normal float32, so that one exponential
-# serves rows and columns; above, each direction subtracts its own maximum.
+# Up to here exp(scale * cosine) and its sums are normal float32 numbers, so that one exponential serves rows and
+# columns; above, each direction subtracts its own maximum.
 _LARGEST_PLAIN_SCALE = 40
 
 
@@ -66,8 +68,8 @@ class InfoNCELoss(QueryDocumentLoss):
         0.5514
 
     Source: equal to sentence-transformers' ``MultipleNegativesRankingLoss`` (with
-    ``directions=("query_to_doc", "doc_to_query")`` when symmetric) where each query has one positive. Streaming the
-    normaliser follows https://arxiv.org/abs/2411.09009 and https://arxiv.org/abs/2410.17243.
+    ``directions=("query_to_doc", "doc_to_query")`` and ``partition_mode="per_direction"`` when symmetric) where each
+    query has one positive. Streaming the normaliser follows https://arxiv.org/abs/2411.09009 and https://arxiv.org/abs/2410.17243.
     """
 
     paper = "https://arxiv.org/abs/1807.03748"
@@ -134,7 +136,7 @@ class InfoNCELoss(QueryDocumentLoss):
         number = torch.bincount(rows, minlength=len(s)).clamp_(min=1)  # (rows,)
         share = target.positive_weights(pairs, s.dtype) / number[rows]  # (P,)
 
-        push = _without_ignored(s.clone(), target.non_negative_pairs(), pairs)  # (rows, columns)
+        push = _drop_ignored(s.clone(), target.non_negative_pairs(), pairs, -torch.inf)  # (rows, columns)
         push.sub_(push.amax(1, keepdim=True).clamp_(min=-1e30)).mul_(self.scale)
         own = push[rows, columns]  # (P,)
         total = push.exp_().sum(1)  # (rows,)
@@ -158,15 +160,13 @@ class InfoNCELoss(QueryDocumentLoss):
         if self.path == "dense" or self._masks_by_score:
             found = statistics(comparison, kinds, self._masked_partials, self.path, whole_rows=self._masks_by_score)
         else:
-            found = statistics(comparison, kinds, self._listed_partials, tile_gradient=self._tile_gradient)
+            logits = replace(comparison, rows=comparison.rows * self.scale)
+            found = statistics(logits, kinds, self._listed_partials, tile_gradient=self._tile_gradient)
         sides = [_mean(*(found[f"{side}_{name}"] for name in ("lse", "pull", "weight", "number"))) for side in axes]
         return (sides[0] + sides[1]) / 2
 
-    def _logits(self, tile: Tile) -> Tensor:
-        return (tile.similarity - 1) * self.scale  # (rows, columns)
-
     def _masked_partials(self, tile: Tile) -> dict[str, Tensor]:
-        positive, logits = tile.target.positive, self._logits(tile)
+        positive, logits = tile.target.positive, tile.similarity * self.scale
         valid = positive | self.negatives(tile)
         weights = tile.target.relevance(logits.dtype).masked_fill(~positive, 0.0)
         found = {}
@@ -178,13 +178,14 @@ class InfoNCELoss(QueryDocumentLoss):
         return found
 
     def _listed_partials(self, tile: Tile) -> dict[str, Tensor]:
-        logits, target = self._logits(tile), tile.target
+        """From similarities that are scaled already, with lists of the pairs that are no negatives."""
+        logits, target = tile.similarity, tile.target
         pairs = target.positive_pairs()
         weights = target.positive_weights(pairs, logits.dtype)  # (P,)
         pull = logits[pairs] * weights
-        logits = _without_ignored(logits, target.non_negative_pairs(), pairs)
         plain = self.scale <= _LARGEST_PLAIN_SCALE
-        mass = logits.exp_() if plain else logits
+        mass = logits.exp() if plain else logits.clone()  # (rows, columns)
+        _drop_ignored(mass, target.non_negative_pairs(), pairs, 0.0 if plain else -torch.inf)
         found = {}
         for side, dim in (("row", 1), ("column", 0)):
             index, count = pairs[1 - dim], logits.shape[1 - dim]
@@ -195,31 +196,32 @@ class InfoNCELoss(QueryDocumentLoss):
         return found
 
     def _tile_gradient(self, tile: Tile, merged: Mapping[str, Tensor], cotangents: Mapping[str, Tensor]) -> Tensor:
-        target = tile.target
+        """Gradient on similarities that are scaled already."""
+        logits, target = tile.similarity, tile.target
         pairs = rows, columns = target.positive_pairs()
-        logits = _without_ignored(self._logits(tile), target.non_negative_pairs(), pairs)
-        push_row, push_column = cotangents["row_lse"] * self.scale, cotangents["column_lse"] * self.scale
+        push_row, push_column = cotangents["row_lse"], cotangents["column_lse"]
         # An empty row or column has an infinite log-sum-exp and no gradient.
         row_lse = merged["row_lse"].clamp(min=-1e30)
         column_lse = merged["column_lse"].clamp(min=-1e30)
         if self.scale <= _LARGEST_PLAIN_SCALE:
             row_factor = (push_row * (-row_lse).exp()).nan_to_num_(0.0)  # (rows,)
             column_factor = (push_column * (-column_lse).exp()).nan_to_num_(0.0)  # (columns,)
-            gradient = logits.exp_().mul_(row_factor[:, None] + column_factor)  # (rows, columns)
+            gradient = logits.exp().mul_(row_factor[:, None] + column_factor)  # (rows, columns)
         else:
             gradient = (logits - column_lse).exp_().mul_(push_column)
-            gradient.addcmul_(logits.sub_(row_lse[:, None]).exp_(), push_row[:, None])
+            gradient.addcmul_((logits - row_lse[:, None]).exp_(), push_row[:, None])
+        _drop_ignored(gradient, target.non_negative_pairs(), pairs, 0.0)
         pull = cotangents["row_pull"][rows] + cotangents["column_pull"][columns]  # (P,)
-        gradient[rows, columns] += pull * target.positive_weights(pairs, logits.dtype) * self.scale
+        gradient[rows, columns] += pull * target.positive_weights(pairs, logits.dtype)
         return gradient
 
 
-def _without_ignored(scores: Tensor, non_negatives: tuple[Tensor, Tensor], positives: tuple[Tensor, Tensor]) -> Tensor:
-    """``scores`` with ``-inf`` for pairs that are neither positive nor negative, in place."""
-    own = scores[positives]
-    scores[non_negatives] = -torch.inf
-    scores[positives] = own
-    return scores
+def _drop_ignored(matrix: Tensor, non_negatives: Pairs, positives: Pairs, value: float) -> Tensor:
+    """Set pairs that are neither positive nor negative to ``value``, in place."""
+    own = matrix[positives]
+    matrix[non_negatives] = value
+    matrix[positives] = own
+    return matrix
 
 
 def _mean(lse: Tensor, pull: Tensor, weight: Tensor, number: Tensor) -> Tensor:

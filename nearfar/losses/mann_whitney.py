@@ -21,7 +21,7 @@ from nearfar.losses.engine.distributed import shards
 Method = Literal["auto", "exact", "table"]
 _MOST_EXACT = 512  # positives, up to which "auto" compares each of them with each negative
 # Linear interpolation of softplus errs by at most step^2 / 32, of the sigmoid by step^2 / 83; both sides are binned.
-_KNOTS = 512  # per unit of similarity / temperature: 2.4e-7 and 9.2e-8
+_KNOTS = 320  # per unit of similarity / temperature: 6.2e-7 and 2.4e-7
 
 
 class MannWhitneyLoss(QueryDocumentLoss):
@@ -36,8 +36,8 @@ class MannWhitneyLoss(QueryDocumentLoss):
     among the negatives counts against every positive: name repetitions with ``document_ids`` or ``mask``.
 
     Up to 512 positives every positive meets every negative. Above, their mean is a function of the negative's score
-    alone, tabulated at 512 points per temperature from the binned positives: the loss errs by less than 3e-7 and its
-    slope on a similarity by less than 1e-7 of its largest possible one, beside rounding.
+    alone, tabulated at 320 points per temperature from the binned positives: the loss (a mean over comparisons) errs by
+    less than 7e-7 and its slope on a similarity by less than 3e-7 of the largest possible one, beside rounding.
 
     Args:
         temperature: divides the cosine; 0.01 (paper).
@@ -124,13 +124,19 @@ class MannWhitneyLoss(QueryDocumentLoss):
             self.method == "auto" and (self.path == "dense" or len(positives) <= _MOST_EXACT)
         ):
             parameters = {"positives": positives, "shares": grades / number}
-            functions = self.exact_rows, self.exact_rows_with_gradient
+            rows, closed_form = self.exact_rows, self.exact_rows_with_gradient
         else:
             values, slopes = _Table.apply(positives, grades / number, self.scale)  # type: ignore[no-untyped-call]
             parameters = {"values": values, "slopes": slopes}
-            functions = self.table_rows, self.table_rows_with_gradient
+            rows, closed_form = self.table_rows, self.table_rows_with_gradient
+        if self.path == "streamed":  # without a gradient too, the closed form is the one that needs little memory
+
+            def rows(tile: Tile) -> RowValues:
+                values, negatives, *_ = closed_form(tile)
+                return values, negatives
+
         comparison = replace(comparison, parameters=parameters)
-        total, count = row_local(comparison, *functions, self.path, self.closed_form_names)
+        total, count = row_local(comparison, rows, closed_form, self.path, self.closed_form_names)
         return total / count.clamp(min=1) if self.normalise == "pairs" else total
 
     # Every positive with every negative
@@ -177,16 +183,17 @@ class MannWhitneyLoss(QueryDocumentLoss):
         """The same in closed form."""
         s, excluded, number = tile.similarity, *self._excluded(tile)
         index, between = _position(s, self.scale)
-        table = tile.parameters["values"]
-        means = _interpolate(table.to(s.dtype), index, between)  # (rows, columns)
-        slope = _interpolate(tile.parameters["slopes"], index, between)
-        means[excluded] = 0.0
+        slope = _interpolate(tile.parameters["slopes"], index, between)  # (rows, columns)
         slope[excluded] = 0.0
         weight = 1 - between
         between[excluded] = 0.0
         weight[excluded] = 0.0
-        found = {"values": _histogram(index, weight, between, len(table))}
-        return means.sum(1), number, slope.mul_(self.scale), found
+        table = tile.parameters["values"]
+        bins = _histogram(index, weight, between, len(table))
+        # The loss is linear in the table, so the bins have the tile's sum; rows only ever enter by their sum.
+        total = torch.dot(bins.to(table.dtype), table)
+        values = number * (total / number.sum().clamp(min=1))
+        return values, number, slope.mul_(self.scale), {"values": bins}
 
     def _excluded(self, tile: Tile) -> tuple[tuple[Tensor, ...], Tensor]:
         """Pairs that are no negatives, and the number of negatives of each row."""
@@ -210,7 +217,7 @@ def _positives(comparison: Comparison) -> tuple[Tensor, Tensor]:
         pairs = tile.positive_pairs()
         found.append((pairs[0] + block.start, pairs[1], tile.positive_weights(pairs, rows.dtype)))
     if not found:
-        return rows.new_zeros(0), rows.new_zeros(0)
+        return rows[:0].sum(1), rows.new_zeros(0)  # connected: other processes may have some
     row, column, grades = (torch.cat(parts) for parts in zip(*found, strict=True))
     return (rows[row] * columns[column]).sum(1), grades
 
@@ -253,8 +260,9 @@ class _Table(torch.autograd.Function):
         shares = shares.double()  # (P,)
         bins = _histogram(index, shares * (1 - between), shares * between, size)
         lags = _lags(size, positives.device)
-        values, slopes = _convolve(bins, softplus(lags)), _convolve(bins, lags.sigmoid())
-        ctx.save_for_backward(exact, shares)
+        steps = torch.fft.rfft(lags.sigmoid())
+        values, slopes = _convolve(bins, torch.fft.rfft(softplus(lags))), _convolve(bins, steps)
+        ctx.save_for_backward(exact, shares, steps)
         ctx.scale = scale
         slopes = slopes.to(positives.dtype)
         ctx.mark_non_differentiable(slopes)
@@ -263,22 +271,22 @@ class _Table(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
-        positives, shares = ctx.saved_tensors
+        positives, shares, steps = ctx.saved_tensors
         index, between = _position(positives, ctx.scale)
-        # The gradient on the table is the binned negatives.
-        above = _convolve(gradient, _lags(len(gradient), gradient.device).neg().sigmoid())
+        # The gradient on the table is the binned negatives, and sigmoid(-x) = 1 - sigmoid(x).
+        above = gradient.sum() - _convolve(gradient, steps)
         return -_interpolate(above, index, between) * shares * ctx.scale, None, None
 
 
 def _lags(size: int, device: torch.device) -> Tensor:
-    """Distances of knots in the order of a circular convolution: 0, 1, ..., size - 1, -size, ..., -1."""
-    steps = torch.arange(2 * size, device=device)
-    return torch.where(steps < size, steps, steps - 2 * size).double() / _KNOTS
+    """Distances of knots in the order of a circular convolution: 0, 1, ..., then the negative ones up to -1."""
+    length = 1 << (2 * size - 1).bit_length()  # a power of two transforms fastest
+    steps = torch.arange(length, device=device)
+    return torch.where(steps < size, steps, steps - length).double() / _KNOTS
 
 
 def _convolve(bins: Tensor, kernel: Tensor) -> Tensor:
-    """``sum_l bins[l] kernel[k - l]`` for every knot k."""
-    length = len(kernel)
-    product = torch.fft.rfft(bins, length) * torch.fft.rfft(kernel)
-    result: Tensor = torch.fft.irfft(product, length)[: len(bins)]
+    """``sum_l bins[l] kernel[k - l]`` for every knot k, from the kernel's transform."""
+    length = 2 * (len(kernel) - 1)
+    result: Tensor = torch.fft.irfft(torch.fft.rfft(bins, length) * kernel, length)[: len(bins)]
     return result

@@ -109,10 +109,9 @@ class SoftTopKLoss(QueryDocumentLoss):
         if self._is_trivial(s):
             return s.sum(1) * 0, torch.zeros_like(counted)
         scores = s.masked_fill(~valid, _NEVER).masked_fill(~counted[:, None], 0.0)
-        top = self._top(scores.detach(), k)  # (rows, 2)
-        logits = (scores - top[:, :1]) * (self.alpha * self.scale)  # (rows, columns)
-        step = (top[:, 1:] - top[:, :1]) * (self.alpha * self.scale)
-        threshold = _Threshold.apply(logits, step, k)  # type: ignore[no-untyped-call]
+        kth, best = self._best(scores.detach(), k)  # (rows, 1), (rows, k + 1)
+        logits = (scores - kth) * (self.alpha * self.scale)  # (rows, columns)
+        threshold = _Threshold.apply(logits, best, k)  # type: ignore[no-untyped-call]
         weights = tile.target.relevance(s.dtype).masked_fill(~positive, 0.0)
         terms = weights * softplus(-(logits + threshold)).masked_fill(~positive, 0.0)
         return terms.sum(1) / number.clamp(min=1), counted
@@ -133,11 +132,11 @@ class SoftTopKLoss(QueryDocumentLoss):
         own = s[pairs]
         logits = s.index_put(non_negatives, s.new_tensor(_NEVER))  # (rows, columns)
         logits[pairs] = own
-        logits.masked_fill_(~counted[:, None], 0.0)
-        top = self._top(logits, k)  # (rows, 2)
+        logits[~counted] = 0.0
         sharpness = self.alpha * self.scale
-        logits.sub_(top[:, :1]).mul_(sharpness)
-        logits.add_(soft_top_k_threshold(logits, (top[:, 1:] - top[:, :1]) * sharpness, k))
+        kth, best = self._best(logits, k)  # (rows, 1), (rows, k + 1)
+        logits.sub_(kth).mul_(sharpness)
+        logits.add_(soft_top_k_threshold(logits, best, k))
         own = logits[pairs]
         values = segment_sum(share * softplus(-own), rows, count)
 
@@ -156,22 +155,22 @@ class SoftTopKLoss(QueryDocumentLoss):
     def _is_trivial(self, scores: Tensor) -> bool:
         return scores.shape[1] <= (1 if self.k == "positives" else int(self.k))
 
-    def _top(self, scores: Tensor, k: Tensor) -> Tensor:
-        """The k-th and the next best score of each row, (rows, 2)."""
+    def _best(self, scores: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
+        """The k-th best score of each row (rows, 1), and the best in order as logits relative to it."""
         if self.k == "positives":
             best = scores.sort(1, descending=True).values
         else:
             best = scores.topk(int(self.k) + 1, dim=1).values
-        kth_and_next: Tensor = best.gather(1, torch.stack([k - 1, k], 1))
-        return kth_and_next
+        kth = best.gather(1, k[:, None] - 1)
+        return kth, (best - kth) * (self.alpha * self.scale)
 
 
 class _Threshold(torch.autograd.Function):
     """The threshold with its implicit gradient, of which autograd takes further derivatives."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, next_best: Tensor, k: Tensor) -> Tensor:
-        threshold: Tensor = soft_top_k_threshold(logits, next_best, k)
+    def forward(ctx: Any, logits: Tensor, best: Tensor, k: Tensor) -> Tensor:
+        threshold: Tensor = soft_top_k_threshold(logits, best, k)
         ctx.save_for_backward(logits, threshold)
         return threshold
 
@@ -186,24 +185,26 @@ class _Threshold(torch.autograd.Function):
 
 # Opaque to torch.compile, which cannot trace a loop that ends when it has converged.
 @torch.library.custom_op("nearfar::soft_top_k_threshold", mutates_args=())
-def soft_top_k_threshold(logits: Tensor, next_best: Tensor, k: Tensor) -> Tensor:
+def soft_top_k_threshold(logits: Tensor, best: Tensor, k: Tensor) -> Tensor:
     """Solve ``sum_j sigmoid(logits_j + t) = k`` for t in every row.
 
     Args:
         logits: (rows, columns), shifted so that the k-th best of each row is 0.
-        next_best: the best but k of each row, (rows, 1).
+        best: the best of each row in descending order, (rows, at least k + 1).
         k: integers (rows,), each above 0 and below the number of columns.
 
     Returns:
         t, (rows, 1).
     """
     size = k.to(logits.dtype)[:, None]  # (rows, 1)
+    next_best = best.gather(1, k[:, None])  # (rows, 1)
     # Beyond the best k, in logarithm: their sigmoids are below exponentials.
     rest = next_best + (logits - next_best).clamp_(max=0).exp_().sum(1, keepdim=True).sub_(size).clamp_(min=1).log_()
     low = -torch.logaddexp(rest, torch.zeros_like(rest))
     high = size.log() - next_best
     # Exact where a wide gap separates the best k from the rest: what these lack is what those have.
-    lack = (-logits).masked_fill_(logits < 0, -torch.inf).logsumexp(1, keepdim=True)
+    beyond = torch.arange(best.shape[1], device=best.device) >= k[:, None]  # (rows, at least k + 1)
+    lack = (-best).masked_fill_(beyond, -torch.inf).logsumexp(1, keepdim=True)
     threshold = ((lack - rest) / 2).clamp_(low, high)
     found = torch.empty_like(threshold)
     active = torch.arange(len(logits), device=logits.device)
@@ -219,8 +220,8 @@ def soft_top_k_threshold(logits: Tensor, next_best: Tensor, k: Tensor) -> Tensor
 
 
 @soft_top_k_threshold.register_fake
-def _(logits: Tensor, next_best: Tensor, k: Tensor) -> Tensor:
-    return torch.empty_like(next_best)
+def _(logits: Tensor, best: Tensor, k: Tensor) -> Tensor:
+    return logits.new_empty(len(logits), 1)
 
 
 class _Search:
