@@ -18,7 +18,7 @@ from nearfar.losses.contract import (
     check_class_labels,
     weights_for,
 )
-from nearfar.losses.engine import Comparison, LabelTarget, RowValues, Tile, masked_logsumexp, softplus
+from nearfar.losses.engine import Comparison, LabelTarget, RowGradient, RowValues, Tile, masked_logsumexp, softplus
 
 
 class LinearSoftmaxLoss(RowLocalLabelLoss):
@@ -52,6 +52,7 @@ class LinearSoftmaxLoss(RowLocalLabelLoss):
     """
 
     paper = ""
+    closed_form_names = ("bias",)
     capabilities = Capabilities(inputs="labels", reference_set=False, mined_pairs=False, multi_label=False)
 
     def __init__(
@@ -89,6 +90,21 @@ class LinearSoftmaxLoss(RowLocalLabelLoss):
         own = logits.masked_fill(~tile.target.positive, 0.0).sum(1)  # (rows,)
         value = softplus(masked_logsumexp(logits, tile.target.negative) - own)
         return value, torch.ones_like(value, dtype=torch.bool)
+
+    def rows_with_gradient(self, tile: Tile) -> RowGradient:  # type: ignore[override]
+        """The same in closed form, with the gradient of the bias."""
+        pairs = tile.target.positive_pairs()
+        push = tile.similarity + tile.column["bias"]  # (rows, columns)
+        own = push[pairs]  # (rows,)
+        push[pairs] = -torch.inf
+        peak = push.amax(1, keepdim=True).clamp_(min=-1e30)  # finite even with a single class
+        push.sub_(peak).exp_()
+        push_sum = push.sum(1)  # (rows,)
+        gap = push_sum.log() + peak.squeeze(1) - own
+        slope = gap.sigmoid()
+        gradient = push.mul_((slope / push_sum.clamp(min=1e-38))[:, None])  # (rows, columns)
+        gradient[pairs] = -slope
+        return softplus(gap), torch.ones_like(gap, dtype=torch.bool), gradient, {"bias": gradient.sum(0)}
 
     def get_logits(self, embeddings: Tensor) -> Tensor:
         """Class scores (B, C)."""
