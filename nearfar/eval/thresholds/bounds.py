@@ -79,13 +79,6 @@ def binomial_tail(count: int, units: int, share: float) -> float:
     return 1.0 if count <= 0 else float(bdtrc(count - 1, units, share))
 
 
-def upper_share(count: int, units: int, delta: float) -> float:
-    """The one-sided Clopper-Pearson upper bound on a share, of which `count` in `units` were seen."""
-    from scipy.special import betaincinv
-
-    return 1.0 if count >= units else float(betaincinv(count + 1, units - count, 1.0 - delta))
-
-
 def smallest_level(certifies: Callable[[float], bool]) -> float | None:
     """The smallest level in (0, 1) that is certified, rounded up to two digits; None when none is.
 

@@ -20,6 +20,7 @@ from nearfar.eval.thresholds.card import ClassFailure, ScoreSource, ThresholdCar
 from nearfar.eval.thresholds.class_rates import (
     NOWHERE,
     TolerancePlan,
+    certifiable_by_class,
     certified_thresholds,
     class_rates,
     reference_rates,
@@ -216,11 +217,11 @@ def _class_far(classes: ClassSet, others: Floats | None, alpha: float, delta: fl
         raise _too_few_classes(count, beta, delta, delta / 2.0)
     own = certified_thresholds(classes, alpha, plan.level)
     if np.sort(own)[count - 1 - plan.failures] >= NOWHERE:
-        smallest = smallest_level(lambda level: _no_score_certifies(count, level, plan.level))
+        smallest = smallest_level(certifiable_by_class(classes, plan))
+        can = "they certify none" if smallest is None else f"the smallest alpha they can is {smallest}"
         raise InputError(
-            f"{count} classes cannot certify alpha={alpha} for each of them at beta={beta} and delta={delta}; "
-            f"the smallest alpha that so many can is {smallest}. Or give reference=, samples of other classes, for a "
-            "promise about rates measured against those"
+            f"{count} classes cannot certify alpha={alpha} for risk='class_far' at beta={beta} and delta={delta}; "
+            f"{can}. Or give reference=, samples of other classes, for a promise about rates measured against those"
         )
     return _Found(_reached_by_all_but(own, plan.failures, alpha), count)
 
@@ -233,11 +234,6 @@ def _reached_by_all_but(own: NDArray[np.float64], failures: int, alpha: float) -
             f"more than alpha={alpha} of their pairs; check that the reference holds none of these classes"
         )
     return threshold
-
-
-def _no_score_certifies(classes: int, alpha: float, level: float) -> bool:
-    """Whether a class of whose pairs none is accepted would be certified."""
-    return MeanTest.of(alpha, classes - 1, level).refutes(np.zeros((1, classes - 1)))
 
 
 def _bootstrap(classes: ClassSet, risk: PairRisk, alpha: float, delta: float, rng: np.random.Generator) -> _Found:

@@ -70,9 +70,10 @@ def calibrate_no_answer(
         candidates = np.unique(np.minimum(candidates, 1.0))[::-1]
     if not _certifies(scores, codes, float(candidates[0]), alpha, delta):
         smallest = smallest_level(lambda level: _certifies(scores, codes, float(candidates[0]), level, delta))
+        can = "they certify none" if smallest is None else f"the smallest alpha they can is {smallest}"
+        unit = "queries" if codes is None else "groups"
         raise InputError(
-            f"{_units(scores, codes)} independent queries cannot certify alpha={alpha} at delta={delta}; "
-            + ("they certify none" if smallest is None else f"the smallest alpha they can is {smallest}")
+            f"{_units(scores, codes)} independent {unit} cannot certify alpha={alpha} at delta={delta}; {can}"
         )
     low, high = 0, len(candidates)
     while high - low > 1:  # candidates[low] is certified
