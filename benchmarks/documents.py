@@ -23,8 +23,8 @@ from torch.nn import functional as F
 
 import nearfar
 from nearfar.losses import get_loss
-from nearfar.losses.contract import normalise
 from nearfar.losses.engine import Comparison, Dot, LabelTarget
+from nearfar.losses.label_batch import normalise
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -13,7 +13,8 @@ import torch
 from torch import Tensor
 
 from nearfar.errors import InputError
-from nearfar.losses.contract import LabelBatch, Path, Reduction, RowLocalLabelLoss, check_choice, check_positive
+from nearfar.losses.checks import check_choice, check_positive
+from nearfar.losses.contract import Path, Reduction, RowLocalLabelLoss
 from nearfar.losses.engine import (
     LogSumExp,
     RowGradient,
@@ -24,6 +25,7 @@ from nearfar.losses.engine import (
     softplus,
     statistics,
 )
+from nearfar.losses.label_batch import LabelBatch
 
 
 class CircleLoss(RowLocalLabelLoss):

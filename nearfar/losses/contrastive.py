@@ -11,8 +11,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from nearfar.losses.contract import Capabilities, LabelBatch, LabelLoss, Path, Reduction
+from nearfar.losses.contract import Capabilities, LabelLoss, Path, Reduction
 from nearfar.losses.engine import Sum, Tile, UnitEuclidean, statistics
+from nearfar.losses.label_batch import LabelBatch
 
 
 class ContrastiveLoss(LabelLoss):

@@ -11,7 +11,8 @@ import torch
 from torch import Tensor
 
 from nearfar.errors import InputError
-from nearfar.losses.contract import Path, Reduction, check_choice
+from nearfar.losses.checks import check_choice
+from nearfar.losses.contract import Path, Reduction
 from nearfar.losses.draws import SeededDraws
 from nearfar.losses.heads import ClassHead, add_angle, check_radians
 

@@ -14,22 +14,12 @@ from torch import Tensor, nn
 from typing_extensions import Self
 
 from nearfar.errors import InputError
-from nearfar.losses.contract import (
-    Capabilities,
-    LabelBatch,
-    LabelLoss,
-    Path,
-    Reduction,
-    check_class_labels,
-    check_matrix,
-    check_positive,
-    gathered,
-    normalise,
-    weights_for,
-)
+from nearfar.losses.checks import check_class_labels, check_matrix, check_positive, weights_for
+from nearfar.losses.contract import Capabilities, LabelLoss, Path, Reduction
 from nearfar.losses.engine import ClassStatistics, Logit, class_statistics, softplus
 from nearfar.losses.engine.distributed import Shard
 from nearfar.losses.engine.precision import full_precision
+from nearfar.losses.label_batch import LabelBatch, gathered, normalise
 from nearfar.losses.partial_fc import ClassSampler, take_classes
 
 

@@ -11,8 +11,10 @@ import torch
 from torch import Tensor
 
 from nearfar.errors import InputError
-from nearfar.losses.contract import Capabilities, LabelBatch, LabelLoss, Path, Reduction, check_choice
+from nearfar.losses.checks import check_choice
+from nearfar.losses.contract import Capabilities, LabelLoss, Path, Reduction
 from nearfar.losses.engine import Euclidean
+from nearfar.losses.label_batch import LabelBatch
 
 _INNER_EPSILON = 1e-6  # inside the square root of a distance
 _EPSILON = 1e-7

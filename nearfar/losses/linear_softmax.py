@@ -9,16 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from nearfar.errors import InputError
-from nearfar.losses.contract import (
-    Capabilities,
-    LabelBatch,
-    Path,
-    Reduction,
-    RowLocalLabelLoss,
-    check_class_labels,
-    weights_for,
-)
+from nearfar.losses.checks import check_class_labels, weights_for
+from nearfar.losses.contract import Capabilities, Path, Reduction, RowLocalLabelLoss
 from nearfar.losses.engine import Comparison, LabelTarget, RowGradient, RowValues, Tile, masked_logsumexp, softplus
+from nearfar.losses.label_batch import LabelBatch
 
 
 class LinearSoftmaxLoss(RowLocalLabelLoss):

@@ -14,7 +14,8 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 from torch.nn import functional as F
 
-from nearfar.losses.contract import Capabilities, Path, QueryDocumentLoss, Reduction, check_choice
+from nearfar.losses.checks import check_choice
+from nearfar.losses.contract import Capabilities, Path, QueryDocumentLoss, Reduction
 from nearfar.losses.engine import Comparison, LabelTarget, RowGradient, RowValues, Tile, row_local, softplus
 from nearfar.losses.engine.distributed import shards
 

@@ -9,7 +9,8 @@ import torch
 from torch import Tensor
 
 from nearfar.errors import InputError
-from nearfar.losses.contract import Path, Reduction, RowLocalLabelLoss, check_positive
+from nearfar.losses.checks import check_positive
+from nearfar.losses.contract import Path, Reduction, RowLocalLabelLoss
 from nearfar.losses.engine import (
     RowGradient,
     RowValues,

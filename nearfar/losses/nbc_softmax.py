@@ -11,18 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from nearfar.errors import InputError
+from nearfar.losses.checks import check_choice, check_class_labels
 from nearfar.losses.class_means import class_means
-from nearfar.losses.contract import (
-    Capabilities,
-    LabelBatch,
-    LabelLoss,
-    Path,
-    Reduction,
-    check_choice,
-    check_class_labels,
-    normalise,
-)
+from nearfar.losses.contract import Capabilities, LabelLoss, Path, Reduction
 from nearfar.losses.engine import Comparison, LabelTarget, RowValues, Tile, masked_logsumexp, row_local, softplus
+from nearfar.losses.label_batch import LabelBatch, normalise
 from nearfar.losses.linear_softmax import LinearSoftmaxLoss
 
 

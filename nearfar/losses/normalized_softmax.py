@@ -10,7 +10,8 @@ import math
 import torch
 from torch import Tensor, nn
 
-from nearfar.losses.contract import Path, Reduction, check_positive
+from nearfar.losses.checks import check_positive
+from nearfar.losses.contract import Path, Reduction
 from nearfar.losses.heads import PMLWeights
 
 

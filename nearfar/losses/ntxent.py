@@ -7,7 +7,8 @@ from __future__ import annotations
 
 import torch
 
-from nearfar.losses.contract import Capabilities, Path, Reduction, RowLocalLabelLoss, check_positive
+from nearfar.losses.checks import check_positive
+from nearfar.losses.contract import Capabilities, Path, Reduction, RowLocalLabelLoss
 from nearfar.losses.engine import (
     RowGradient,
     RowValues,

@@ -10,7 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from nearfar.losses.contract import Path, QueryDocumentLoss, Reduction, check_choice
+from nearfar.losses.checks import check_choice
+from nearfar.losses.contract import Path, QueryDocumentLoss, Reduction
 from nearfar.losses.engine import Comparison, RowGradient, RowValues, Tile, softplus
 
 Normalise = Literal["rows", "pairs"]

@@ -10,18 +10,12 @@ from typing import Literal
 import torch
 from torch import Tensor
 
+from nearfar.losses.checks import check_choice
 from nearfar.losses.class_means import class_means
-from nearfar.losses.contract import (
-    Capabilities,
-    LabelBatch,
-    Path,
-    Reduction,
-    RowLocalLabelLoss,
-    check_choice,
-    reduce_rows,
-)
+from nearfar.losses.contract import Capabilities, Path, Reduction, RowLocalLabelLoss, reduce_rows
 from nearfar.losses.engine import Comparison, Euclidean, LabelTarget, RowValues, Tile
 from nearfar.losses.icnn import halves
+from nearfar.losses.label_batch import LabelBatch
 
 _INNER_EPSILON = 1e-6  # inside the square root of a distance
 

@@ -11,17 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from nearfar.errors import InputError
-from nearfar.losses.contract import (
-    Capabilities,
-    LabelBatch,
-    LabelLoss,
-    Path,
-    Reduction,
-    check_class_labels,
-    check_positive,
-    normalise,
-    weights_for,
-)
+from nearfar.losses.checks import check_class_labels, check_positive, weights_for
+from nearfar.losses.contract import Capabilities, LabelLoss, Path, Reduction
 from nearfar.losses.engine import (
     Comparison,
     Dot,
@@ -33,6 +24,7 @@ from nearfar.losses.engine import (
     softplus,
     statistics,
 )
+from nearfar.losses.label_batch import LabelBatch, normalise
 
 
 class ProxyAnchorLoss(LabelLoss):

@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.nn import functional as F
 
 from nearfar.errors import InputError
-from nearfar.losses.contract import Path, QueryDocumentLoss, Reduction, check_positive
+from nearfar.losses.checks import check_positive
+from nearfar.losses.contract import Path, QueryDocumentLoss, Reduction
 from nearfar.losses.engine import RowGradient, RowValues, Tile, segment_sum, softplus
 
 _NEVER = -1e30  # the logit of an ignored document: finite, so that no difference of two is NaN

@@ -10,9 +10,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from nearfar.losses.contract import LabelBatch, Path, Reduction, RowLocalLabelLoss, check_positive, reduce_rows
+from nearfar.losses.checks import check_positive
+from nearfar.losses.contract import Path, Reduction, RowLocalLabelLoss, reduce_rows
 from nearfar.losses.engine import Comparison, RowGradient, RowValues, Tile, masked_logsumexp, segment_sum
 from nearfar.losses.engine.distributed import max_over_processes
+from nearfar.losses.label_batch import LabelBatch
 
 
 class SupConLoss(RowLocalLabelLoss):

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from nearfar.losses.contract import Capabilities, LabelBatch, LabelLoss, Path, Reduction
+from nearfar.losses.contract import Capabilities, LabelLoss, Path, Reduction
 from nearfar.losses.engine import Sum, Tile, statistics
+from nearfar.losses.label_batch import LabelBatch
 
 
 class ThresholdConsistentMarginLoss(LabelLoss):

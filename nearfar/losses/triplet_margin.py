@@ -14,19 +14,12 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from nearfar.errors import InputError
-from nearfar.losses.contract import (
-    Capabilities,
-    LabelBatch,
-    Path,
-    Reduction,
-    RowLocalLabelLoss,
-    check_choice,
-    check_label_batch,
-    normalise,
-)
+from nearfar.losses.checks import check_choice
+from nearfar.losses.contract import Capabilities, Path, Reduction, RowLocalLabelLoss
 from nearfar.losses.draws import SeededDraws
 from nearfar.losses.engine import Comparison, RowGradient, RowValues, Tile, UnitEuclidean, row_local, softplus
 from nearfar.losses.engine.targets import Pairs
+from nearfar.losses.label_batch import LabelBatch, check_label_batch, normalise
 
 _CHUNK = 2**15  # explicit triplets held at a time
 Triplets = tuple[Tensor, Tensor, Tensor]  # anchors (T,), positives (T,), negatives (T,)

@@ -15,8 +15,8 @@ from torch.autograd.function import once_differentiable
 
 from nearfar.errors import InputError
 from nearfar.losses.combine import LoggedParts, WeightedSum
-from nearfar.losses.contract import in_full_precision
 from nearfar.losses.hosts.raw_embeddings import raw_embeddings
+from nearfar.losses.label_batch import in_full_precision
 
 if TYPE_CHECKING:
     from nearfar.losses.hosts.sentence_transformers import ForSentenceTransformer
