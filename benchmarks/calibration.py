@@ -13,7 +13,6 @@ where they come from 20,000 simulated classes.
 from __future__ import annotations
 
 import argparse
-import functools
 import json
 import math
 import platform
@@ -31,118 +30,12 @@ from scipy.stats import binom
 from nearfar.errors import InputError
 from nearfar.eval import ThresholdCard, calibrate_no_answer, calibrate_threshold
 
-Floats = NDArray[np.float64]
-DELTA, BETA, PRIOR = 0.05, 0.05, 0.5
-SAMPLES = 4
-_HARMONICS = np.arange(1, 401)
-_NODES, _WEIGHTS = np.polynomial.hermite_e.hermegauss(41)
-_WEIGHTS = _WEIGHTS / _WEIGHTS.sum()
+if __package__:
+    from benchmarks.class_generators import PRIOR, SAMPLES, Circle, Floats, Sphere, unit_rows
+else:  # run as a script
+    from class_generators import PRIOR, SAMPLES, Circle, Floats, Sphere, unit_rows
 
-
-@dataclass(frozen=True)
-class Circle:
-    """Classes are places on the circle; a share of them crowds around one place, and spreads differ between classes."""
-
-    name: str = "circle"
-    crowded: float = 0.2
-    crowd_width: float = 0.35
-    spread: float = 0.12
-    spread_sigma: float = 0.5
-
-    def draw(self, classes: int, rng: np.random.Generator) -> Floats:
-        """Unit vectors (classes, samples, dimensions)."""
-        return _points(self.angles(classes, rng))
-
-    def angles(self, classes: int, rng: np.random.Generator) -> Floats:
-        """Angles (classes, samples)."""
-        crowd = rng.normal(0.0, self.crowd_width, classes)
-        place = np.where(rng.random(classes) < self.crowded, crowd, rng.uniform(-np.pi, np.pi, classes))
-        spread = self.spread * np.exp(rng.normal(0.0, self.spread_sigma, classes))
-        return place[:, None] + spread[:, None] * rng.normal(size=(classes, SAMPLES))  # (classes, samples)
-
-    @functools.cache  # noqa: B019 - three generators live as long as the program
-    def truth(self) -> Truth:
-        """The true rates."""
-        spreads = self.spread * np.exp(self.spread_sigma * _NODES)  # (41,)
-        damping = np.exp(-0.5 * np.outer(_HARMONICS**2, spreads**2)) @ _WEIGHTS  # (K,)
-        # Real Fourier coefficients of a sample's angle, and of the difference of two samples of a class.
-        sample = self.crowded * np.exp(-0.5 * (_HARMONICS * self.crowd_width) ** 2) * damping
-        within = np.exp(-np.outer(_HARMONICS**2, spreads**2)) @ _WEIGHTS
-
-        def far(threshold: float) -> float:
-            return float(_closer_than(math.acos(np.clip(threshold, -1, 1)), sample**2))
-
-        def miss(threshold: float) -> float:
-            return 1.0 - float(_closer_than(math.acos(np.clip(threshold, -1, 1)), within))
-
-        def own_thresholds(alpha: float) -> Floats:
-            angles = self.angles(20_000, np.random.default_rng(99))
-            used = _HARMONICS[:60]  # the crowd's width damps the rest to nothing
-            weights = sample[:60] * np.cos(angles[:, :, None] * used).mean(axis=1)  # (20000, 60)
-            low, high = np.zeros(len(angles)), np.full(len(angles), np.pi)
-            for _ in range(40):
-                middle = (low + high) / 2
-                rate = (middle + 2 * (weights * np.sin(np.outer(middle, used)) / used).sum(axis=1)) / np.pi
-                low, high = np.where(rate <= alpha, middle, low), np.where(rate <= alpha, high, middle)
-            return np.sort(np.cos(low))
-
-        return Truth(far, miss, own_thresholds)
-
-
-@dataclass(frozen=True)
-class Sphere:
-    """Classes are directions in 16 dimensions; hubs share a direction, and spreads differ between classes."""
-
-    name: str = "sphere"
-    dimension: int = 16
-    hubs: float = 0.15
-
-    def draw(self, classes: int, rng: np.random.Generator) -> Floats:
-        """Unit vectors (classes, samples, dimensions)."""
-        centre = rng.normal(size=(classes, self.dimension))
-        centre[:, 0] += 3.0 * (rng.random(classes) < self.hubs)
-        spread = 0.5 * np.exp(rng.normal(0.0, 0.4, (classes, 1, 1)))
-        return _unit(centre[:, None] + spread * rng.normal(size=(classes, SAMPLES, self.dimension)))
-
-    @functools.cache  # noqa: B019 - three generators live as long as the program
-    def truth(self) -> Truth:
-        """The true rates."""
-        rng = np.random.default_rng(98)
-        many = self.draw(20_000, rng)  # (20000, 4, 16)
-        one = many[:, 0].astype(np.float32)
-        across = np.sort(np.concatenate([(one * np.roll(one, shift, axis=0)).sum(axis=1) for shift in range(1, 201)]))
-        first, second = np.triu_indices(SAMPLES, 1)
-        wide = self.draw(200_000, rng)
-        inside = np.sort((wide[:, first] * wide[:, second]).sum(axis=2).ravel())
-        new = self.draw(2_000, rng).astype(np.float32)
-
-        def own_thresholds(alpha: float) -> Floats:
-            found = []
-            for block in np.array_split(new, 20):
-                scores = (block @ one.T).reshape(len(block), -1)  # (classes, 4 * 20000)
-                place = scores.shape[1] - math.floor(alpha * scores.shape[1]) - 1
-                found.append(np.partition(scores, place, axis=1)[:, place])
-            return np.sort(np.concatenate(found).astype(np.float64))
-
-        return Truth(
-            far=lambda t: 1.0 - float(np.searchsorted(across, t)) / len(across),
-            miss=lambda t: float(np.searchsorted(inside, t)) / len(inside),
-            own_thresholds=own_thresholds,
-        )
-
-
-@dataclass(frozen=True)
-class Truth:
-    """True rates of a generator at a threshold, and the true own thresholds of new classes at alpha, ascending."""
-
-    far: Callable[[float], float]
-    miss: Callable[[float], float]
-    own_thresholds: Callable[[float], Floats]
-
-    def wrong_share(self, threshold: float) -> float:
-        """The share of the accepted pairs that is wrong, at the prior."""
-        right, wrong = PRIOR * (1.0 - self.miss(threshold)), (1.0 - PRIOR) * self.far(threshold)
-        return wrong / (right + wrong) if right + wrong > 0 else 0.0
+DELTA, BETA = 0.05, 0.05
 
 
 @dataclass
@@ -318,19 +211,6 @@ NAIVE: dict[str, Callable[[Floats, float], float]] = {
 }
 
 
-def _closer_than(angle: float, coefficients: Floats) -> float:
-    """Chance that a difference of angles with these Fourier coefficients lies within +- angle."""
-    return (angle + 2.0 * (coefficients * np.sin(_HARMONICS * angle) / _HARMONICS).sum()) / np.pi
-
-
-def _points(angles: Floats) -> Floats:
-    return np.stack([np.cos(angles), np.sin(angles)], axis=-1)
-
-
-def _unit(points: Floats) -> Floats:
-    return points / np.linalg.norm(points, axis=-1, keepdims=True)
-
-
 def _inverse_tail(alpha: float) -> float:
     from scipy.special import erfcinv
 
@@ -404,9 +284,9 @@ def hpo() -> dict:
     reference = model.encode(training, batch_size=1024)
     held_out = set(labels)
     corpus = [document.content for name, document in data.corpus.items() if name not in held_out]
-    documents = _unit(model.encode(corpus, batch_size=1024))
+    documents = unit_rows(model.encode(corpus, batch_size=1024))
     names, queries = zip(*data.test.queries.items(), strict=True)
-    asked = _unit(model.encode(list(queries), batch_size=1024))
+    asked = unit_rows(model.encode(list(queries), batch_size=1024))
     top = np.concatenate([(block @ documents.T).max(axis=1) for block in np.array_split(asked, 20)])
     terms = [next(iter(data.test.qrels[name])) for name in names]
 
