@@ -65,9 +65,8 @@ def score_histogram(embeddings: ArrayLike, labels: ArrayLike, bins: int = 100, s
     if bins < 1:
         raise InputError(f"bins is {bins}; at least 1 is needed")
     pairs = pair_set(embeddings, labels)
-    sampled = pairs.positive_pairs + pairs.negative_pairs > EXACT_PAIRS
     edges = np.linspace(-1.0, 1.0, bins + 1)
-    positive, negative = _count_sample(pairs, bins, seed) if sampled else _count_all(pairs, bins)
+    positive, negative, sampled = count_pairs(pairs, bins, seed)
     width = 2.0 / bins
     return ScoreHistogram(
         edges=edges,
@@ -77,6 +76,12 @@ def score_histogram(embeddings: ArrayLike, labels: ArrayLike, bins: int = 100, s
         negative_pairs=pairs.negative_pairs,
         sampled=sampled,
     )
+
+
+def count_pairs(pairs: PairSet, bins: int, seed: int) -> tuple[NDArray[np.int64], NDArray[np.int64], bool]:
+    """Positive and negative pairs in each of `bins` equal bins from -1 to 1, and whether they are a sample."""
+    sampled = pairs.positive_pairs + pairs.negative_pairs > EXACT_PAIRS
+    return (*(_count_sample(pairs, bins, seed) if sampled else _count_all(pairs, bins)), sampled)
 
 
 def _count(cosines: NDArray[np.float64], bins: int) -> NDArray[np.int64]:
