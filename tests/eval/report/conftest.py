@@ -1,9 +1,9 @@
 from __future__ import annotations
 
 import pytest
-from tests.eval.report.report_samples import make_section
 
 from nearfar.eval.report import Report
+from tests.eval.report.report_samples import make_section
 
 
 @pytest.fixture

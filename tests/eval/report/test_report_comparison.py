@@ -5,12 +5,12 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from tests.eval.report.report_samples import make_histogram, make_opis, make_ranking, make_section
 
 from nearfar.errors import InputError, UnknownNameError
 from nearfar.eval import RankingResult, ScoreHistogram
 from nearfar.eval.report import ModelSection, Report, library_versions
 from nearfar.eval.report.comparison import compare, comparisons, contrast, overlap, verdict
+from tests.eval.report.report_samples import make_histogram, make_opis, make_ranking, make_section
 
 
 def section(name: str, ranks: list[int], **more: object) -> ModelSection:

@@ -11,11 +11,11 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.eval.report.report_samples import make_histogram, make_opis, make_ranking, make_section
 
 from nearfar.eval.report import ExpectedDocument, ModelSection, QueryExample, Report, ReturnedDocument
 from nearfar.eval.report.charts import MAX_CLASS_LINES, drawn_classes
 from nearfar.eval.report.html import report_html, script_json
+from tests.eval.report.report_samples import make_histogram, make_opis, make_ranking, make_section
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7 * 7 }}--><!--"
 

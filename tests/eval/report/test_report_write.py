@@ -8,12 +8,12 @@ from typing import Any
 
 import numpy as np
 import pytest
-from tests.eval.report.report_samples import make_section
 
 from nearfar.errors import InputError
 from nearfar.eval.report import Report, write_report
 from nearfar.eval.report.markdown import report_markdown
 from nearfar.eval.report.serialize import report_json
+from tests.eval.report.report_samples import make_section
 
 
 def strict(text: str) -> Any:
