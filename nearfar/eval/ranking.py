@@ -2,7 +2,7 @@
 
 Only the judged documents decide a metric, so nothing is ranked in full: scores become sortable 64-bit keys
 (query in the upper half, descending score in the lower), and a binary search gives the rank of each judged
-document.
+document (`score_keys`; arrays, whose rows are sorted as an index returns them, need no keys).
 """
 
 from __future__ import annotations
@@ -16,9 +16,10 @@ from typing import Any, TypeAlias
 import numpy as np
 from numpy.typing import NDArray
 
-from nearfar.errors import InputError
+from nearfar.errors import InputError, UnknownNameError
 from nearfar.eval.metrics import DEFAULT_METRICS, Metric, compute, parse_metric
-from nearfar.eval.ranks import RankedRun, Retrieved, check_options, place, retrieved_scores
+from nearfar.eval.ranks import Hits, RankedRun, check_options, place
+from nearfar.eval.score_keys import ScoreKeys, score_keys
 
 Run: TypeAlias = Mapping[str, Mapping[str, float]]
 Qrels: TypeAlias = Mapping[str, Mapping[str, int]]
@@ -50,6 +51,20 @@ class RankingResult:
     relevance_level: int = 1
     ties: str = "trec"
 
+    def geometric_mean(self, metric: str, floor: float = 1e-5) -> float:
+        """Geometric mean over the queries, which weak queries pull down; of AP it is trec_eval's gm_map.
+
+        Args:
+            metric: one of the names in `per_query`.
+            floor: smaller values count as this; 1e-5 as in trec_eval.
+
+        Raises:
+            UnknownNameError: the metric was not computed.
+        """
+        if metric not in self.per_query:
+            raise UnknownNameError("metric of this result", metric, self.per_query)
+        return float(np.exp(np.log(np.maximum(self.per_query[metric], floor)).mean()))
+
 
 def evaluate_run(
     run: Run,
@@ -58,6 +73,7 @@ def evaluate_run(
     *,
     relevance_level: int = 1,
     ties: str = "trec",
+    drop_self: bool = False,
 ) -> RankingResult:
     """Score a run against relevance judgements, as trec_eval does.
 
@@ -72,12 +88,19 @@ def evaluate_run(
         metrics: names, with k a positive number: ``R@k`` (share of the relevant documents within the first
             k), ``Success@k`` (1 when any is; metric learning calls it Recall@K), ``P@k``, ``RR`` and ``RR@k``
             (reciprocal rank), ``nDCG`` and ``nDCG@k`` (gain = grade), ``nDCG(gain=exp)@k`` (gain = 2^grade -
-            1), ``AP`` and ``AP@k``, ``Rprec``.
-        relevance_level: smallest grade that counts as relevant, 1 by default as in trec_eval. nDCG uses all
-            positive grades whatever the level.
-        ties: how documents of equal score are ordered. "trec": scores are compared as float32, then the
-            larger document id comes first, as in trec_eval. "rank": the order of the run is kept, which must
-            be by descending score.
+            1), ``AP`` and ``AP@k``, ``Rprec``, ``Bpref`` (exact; trec_eval divides in single precision, which moves
+            it by up to 6e-8), ``ERR`` and ``ERR@k`` (grades up to 4 as in gdeval, ``ERR(max_rel=3)@10`` for another
+            scale), ``RBP`` (p = 0.8) and ``RBP(p=0.95)`` (binary gains: ``RBP(rel=1,p=0.8)`` of ir-measures, with
+            rel = `relevance_level`), ``Judged`` and ``Judged@k`` (share of the retrieved documents that are judged).
+        relevance_level: smallest grade that counts as relevant, 1 by default as in trec_eval. nDCG and ERR use
+            all positive grades whatever the level.
+        ties: how documents of equal score (compared as float32, as in trec_eval) are ordered. "trec": the larger
+            document id comes first, as in trec_eval. "rank": the order of the run is kept, which must be by
+            descending score. "pessimistic": unjudged documents come first, then judged ones, the best last, so that
+            a tie never helps. "expected": every order is equally likely, and the mean over all of them is given;
+            Bpref and ERR, which have no closed form, are refused.
+        drop_self: remove the document whose id is the query's from the run and from the qrels, as when documents
+            serve as queries; by id, never the first hit.
 
     Returns:
         Per-query values and means.
@@ -98,11 +121,17 @@ def evaluate_run(
     Source: trec_eval (github.com/usnistgov/trec_eval); names from ir-measures.
     """
     parsed = parse_metrics(metrics)
-    return summarise(_rank_run(run, qrels, relevance_level, ties), parsed, ties)
+    return summarise(_rank_run(run, qrels, relevance_level, ties, drop_self), parsed, ties)
 
 
 def recall_curve(
-    run: Run, qrels: Qrels, ks: Sequence[int], *, relevance_level: int = 1, ties: str = "trec"
+    run: Run,
+    qrels: Qrels,
+    ks: Sequence[int],
+    *,
+    relevance_level: int = 1,
+    ties: str = "trec",
+    drop_self: bool = False,
 ) -> dict[int, float]:
     """Mean ``R@k`` at many depths in one pass.
 
@@ -112,6 +141,7 @@ def recall_curve(
         ks: positive depths.
         relevance_level: as for `evaluate_run`.
         ties: as for `evaluate_run`.
+        drop_self: as for `evaluate_run`.
 
     Returns:
         For each k in `ks` the share of the relevant documents within the first k, averaged over the queries.
@@ -125,8 +155,10 @@ def recall_curve(
     """
     if not len(ks) or any(int(k) != k or k < 1 for k in ks):
         raise InputError(f"ks must be positive integers, got {list(ks)}")
-    judged = _rank_run(run, qrels, relevance_level, ties).judged
-    rows, ranks = judged.only_relevant()
+    judged = _rank_run(run, qrels, relevance_level, ties, drop_self).judged
+    if judged.tied is not None:
+        return {int(k): float(compute(parse_metric(f"R@{int(k)}"), judged).mean()) for k in ks}
+    rows, ranks, _ = judged.relevant_hits
     order = np.argsort(ranks, kind="stable")
     gained = np.concatenate([[0.0], np.cumsum(1.0 / judged.relevant[rows[order]])])
     reached = np.searchsorted(ranks[order], np.asarray(ks), side="right")
@@ -156,32 +188,48 @@ def summarise(ranked: RankedRun, metrics: list[Metric], ties: str) -> RankingRes
     )
 
 
-def _rank_run(run: Run, qrels: Qrels, relevance_level: int, ties: str) -> RankedRun:
+def _rank_run(run: Run, qrels: Qrels, relevance_level: int, ties: str, drop_self: bool) -> RankedRun:
     check_options(relevance_level, ties)
     if not run or not qrels:
         raise InputError(f"the {'qrels are' if run else 'run is'} empty; there is nothing to evaluate")
     names = list(qrels)
     documents = [run.get(name) or {} for name in names]
+    judgements = list(qrels.values())
     if not any(documents):
         raise InputError(
             f"the run and the qrels share no query (run has {next(iter(run))!r}, qrels have {names[0]!r}), "
             "or the run retrieved nothing"
         )
-    grades = _flat_grades(qrels)
-    judged_rows = np.repeat(np.arange(len(names)), _lengths(qrels.values()))
-    retrieved = retrieved_scores(names, _lengths(documents), _flat_scores(names, documents), ties)
-
-    hits = [
-        (row, document)
-        for row, (ranking, judged) in enumerate(zip(documents, qrels.values(), strict=True))
-        for document in ranking.keys() & judged.keys()
+    if drop_self:
+        documents = [_without(name, ranking) for name, ranking in zip(names, documents, strict=True)]
+        judgements = [_without(name, judged) for name, judged in zip(names, judgements, strict=True)]
+    lengths = _lengths(documents)
+    grades = _flat_grades(names, judgements)
+    keys = score_keys(names, lengths, _flat_scores(names, documents), ties)
+    found = [
+        (row, document, ranking[document], grade)
+        for row, (ranking, judged) in enumerate(zip(documents, judgements, strict=True))
+        for document, grade in judged.items()
+        if document in ranking
     ]
-    judgements = list(qrels.values())
-    hit_rows = np.fromiter((row for row, _ in hits), np.int64, len(hits))
-    hit_grades = np.fromiter((judgements[row][document] for row, document in hits), np.int64, len(hits))
-    rank = _ranks_as_listed if ties == "rank" else _ranks_larger_id_first
-    ranks = rank(retrieved, documents, hits, hit_rows)
-    return place(retrieved, hit_rows, ranks, hit_grades, judged_rows, grades, relevance_level)
+    columns: Sequence[Sequence[Any]] = list(zip(*found, strict=True)) or [(), (), (), ()]
+    hit_rows = np.array(columns[0], dtype=np.int64)
+    above, tied, hit_keys = keys.find(hit_rows, np.array(columns[2], dtype=np.float64))
+    hits = Hits(
+        rows=hit_rows,
+        above=above,
+        tied=tied,
+        within=_places_within_ties(ties, keys, documents, hit_rows, columns[1], tied, hit_keys),
+        grades=np.array(columns[3], dtype=np.int64),
+    )
+    judged_rows = np.repeat(np.arange(len(names)), _lengths(judgements))
+    return place(names, lengths, keys.tied_documents(), hits, judged_rows, grades, relevance_level, ties)
+
+
+def _without(name: str, documents: Mapping[str, Any]) -> Mapping[str, Any]:
+    if name not in documents:
+        return documents
+    return {document: value for document, value in documents.items() if document != name}
 
 
 def _lengths(mappings: Iterable[Mapping[str, Any]]) -> NDArray[np.int64]:
@@ -204,46 +252,44 @@ def _flat_scores(names: list[str], documents: list[Mapping[str, float]]) -> NDAr
         raise
 
 
-def _flat_grades(qrels: Qrels) -> NDArray[np.int64]:
-    kinds = set(map(type, chain.from_iterable(judged.values() for judged in qrels.values())))
-    wrong = tuple(kind for kind in kinds if not issubclass(kind, Integral))
+def _flat_grades(names: list[str], judgements: list[Mapping[str, int]]) -> NDArray[np.int64]:
+    grades = list(chain.from_iterable(judged.values() for judged in judgements))
+    wrong = tuple(kind for kind in set(map(type, grades)) if not issubclass(kind, Integral))
     if wrong:
         name, document, grade = next(
             (name, document, grade)
-            for name, judged in qrels.items()
+            for name, judged in zip(names, judgements, strict=True)
             for document, grade in judged.items()
             if isinstance(grade, wrong)
         )
         raise InputError(f"query {name!r}: the relevance of document {document!r} is {grade!r}, not an integer")
-    return np.fromiter(chain.from_iterable(judged.values() for judged in qrels.values()), np.int64)
+    return np.array(grades, dtype=np.int64)
 
 
-def _ranks_as_listed(
-    retrieved: Retrieved,
+def _places_within_ties(
+    ties: str,
+    keys: ScoreKeys,
     documents: list[Mapping[str, float]],
-    hits: list[tuple[int, str]],
-    hit_rows: NDArray[np.int64],
+    rows: NDArray[np.int64],
+    names: Sequence[str],
+    tied: NDArray[np.int64],
+    hit_keys: NDArray[np.uint64],
 ) -> NDArray[np.int64]:
-    place_in = {row: {document: rank for rank, document in enumerate(documents[row], start=1)} for row, _ in hits}
-    return np.fromiter((place_in[row][document] for row, document in hits), np.int64, len(hits))
-
-
-def _ranks_larger_id_first(
-    retrieved: Retrieved,
-    documents: list[Mapping[str, float]],
-    hits: list[tuple[int, str]],
-    hit_rows: NDArray[np.int64],
-) -> NDArray[np.int64]:
-    scores = np.fromiter((documents[row][document] for row, document in hits), np.float64, len(hits))
-    ranks, keys, tied = retrieved.ranks(hit_rows, scores)
-    behind: dict[int, dict[str, int]] = {}  # for each tied score: place of each document among its equals
-    for hit in np.flatnonzero(tied):
-        row, document = hits[hit]
-        key = int(keys[hit])
-        if key not in behind:
-            start, end = retrieved.start[row : row + 2]
-            equals = set(np.flatnonzero(retrieved.keys[start:end] == keys[hit]).tolist())
-            names = sorted((name for at, name in enumerate(documents[row]) if at in equals), reverse=True)
-            behind[key] = {name: place for place, name in enumerate(names)}
-        ranks[hit] += behind[key][document]
-    return ranks
+    """Place from 0 of each found document among those of its score: by descending id, or as the run lists them."""
+    within = np.zeros(len(rows), dtype=np.int64)
+    if ties not in ("trec", "rank"):
+        return within
+    places: dict[int, dict[str, int]] = {}  # for each score of a query that several documents share
+    for hit in np.flatnonzero(tied > 1).tolist():
+        key = int(hit_keys[hit])
+        if key not in places:
+            row = int(rows[hit])
+            start, end = keys.start[row : row + 2]
+            listed = list(documents[row])
+            # As float32 two scores may be equal that the run, by ties="rank", still tells apart by its order.
+            equals = [listed[at] for at in np.flatnonzero(keys.keys[start:end] == hit_keys[hit]).tolist()]
+            if ties == "trec":
+                equals.sort(reverse=True)
+            places[key] = {name: place for place, name in enumerate(equals)}
+        within[hit] = places[key][names[hit]]
+    return within

@@ -11,6 +11,7 @@ import pytrec_eval
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import nearfar.eval.ranking_arrays as arrays_module
 from nearfar.errors import DuplicateIdError, InputError, UnknownNameError
 from nearfar.eval.ranking import evaluate_run, recall_curve
 from nearfar.eval.ranking_arrays import evaluate_arrays
@@ -104,9 +105,9 @@ def test_recall_curve_equals_the_metric(seed: int) -> None:
     assert recall_curve(run, qrels, ks) == pytest.approx({k: wanted[f"R@{k}"] for k in ks}, abs=1e-12)
 
 
-@pytest.mark.parametrize("ties", ["trec", "rank"])
+@pytest.mark.parametrize("ties", ["trec", "rank", "expected", "pessimistic"])
 @pytest.mark.parametrize("seed", range(0, 200, 10))
-def test_arrays_equal_the_dict_path(seed: int, ties: str) -> None:
+def test_arrays_equal_the_dict_path(seed: int, ties: str, monkeypatch: pytest.MonkeyPatch) -> None:
     run, qrels = random_case(seed)
     number = {f"d{n}": n for n in range(60)}
     padded = {f"d{n}": f"d{n:03}" for n in range(60)}  # so that strings compare as the numbers do
@@ -125,7 +126,12 @@ def test_arrays_equal_the_dict_path(seed: int, ties: str) -> None:
     documents = np.array([number[name] for docs in qrels.values() for name in docs])
     grades = np.array([grade for docs in qrels.values() for grade in docs.values()])
 
-    names = list(TREC_NAMES)
+    if ties != "rank":  # rows come in any order, and more than one block of them
+        order = np.random.default_rng(seed).permuted(np.tile(np.arange(45), (len(qrels), 1)), axis=1)
+        order = np.take_along_axis(order, np.argsort(np.take_along_axis(ids, order, 1) < 0, axis=1, kind="stable"), 1)
+        ids, scores = np.take_along_axis(ids, order, 1), np.take_along_axis(scores, order, 1)
+        monkeypatch.setattr(arrays_module, "_BLOCK", 45 * 3)
+    names = [*TREC_NAMES, "RBP(p=0.7)", "Judged@7", *([] if ties == "expected" else ["Bpref", "ERR@10"])]
     wanted = evaluate_run(named_run, named_qrels, names, ties=ties)
     result = evaluate_arrays(ids, scores, indptr, documents, grades, names, ties=ties, query_ids=list(qrels))
     assert result.query_ids == wanted.query_ids
