@@ -147,7 +147,7 @@ def search_flat(vectors: Float32, queries: Float32, k: int, metric: Metric) -> t
     """Scan all (n, d) vectors for each of (Q, d) queries: scores and rows, (Q, k)."""
     import faiss
 
-    scores, rows = faiss.knn(queries, vectors, k, metric=faiss_metric(metric))
+    scores, rows = _for_numpy(faiss, "knn")(queries, vectors, k, metric=faiss_metric(metric))
     return _as_scores(scores, rows, metric)
 
 
@@ -158,8 +158,16 @@ def search_ivf(index: Any, queries: Float32, k: int, metric: Metric, nprobe: int
     chosen = default_nprobe(index.nlist) if nprobe is None else min(nprobe, index.nlist)
     # parameters of the call, not of the index: threads with other parameters may search it at the same time
     parameters: Any = faiss.SearchParametersIVF
-    scores, rows = index.search(queries, k, params=parameters(nprobe=chosen))
+    scores, rows = _for_numpy(index, "search")(queries, k, params=parameters(nprobe=chosen))
     return _as_scores(scores, rows, metric)
+
+
+def _for_numpy(owner: Any, name: str) -> Any:
+    """FAISS's own function, also where `faiss.contrib.torch_utils` has put one for torch in its place.
+
+    pytorch-metric-learning imports that module. Its functions take no search parameters and no memory-mapped arrays.
+    """
+    return getattr(owner, f"{name}_numpy", None) or getattr(owner, name)
 
 
 def _as_scores(distances: Float32, rows: Rows, metric: Metric) -> tuple[Float32, Rows]:

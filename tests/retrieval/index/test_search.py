@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 from threading import Thread
 
@@ -299,3 +301,22 @@ def test_from_faiss_refuses_what_has_no_vectors_or_metric(tmp_path: Path) -> Non
     with pytest.raises(InputError, match="cannot give its vectors back"):
         VectorIndex.from_faiss(tmp_path / "b", mapped, list("abcd"))
     assert not (tmp_path / "b").exists()
+
+
+@pytest.mark.parametrize("factory", ["flat", "ivf"])
+def test_search_works_beside_pytorch_metric_learning(tmp_path: Path, factory: str) -> None:
+    # It puts functions for torch in the place of FAISS's own, for the rest of the process.
+    code = """
+import sys
+import numpy as np
+import faiss.contrib.torch_utils
+from nearfar.retrieval import VectorIndex
+
+vectors = np.random.default_rng(0).standard_normal((2000, 8)).astype(np.float32)
+with VectorIndex.create(sys.argv[1], dimension=8, factory=sys.argv[2]) as index:
+    index.add(vectors, [str(i) for i in range(2000)])
+    print(index.search(vectors[:3], 1).ids.ravel().tolist())
+"""
+    command = [sys.executable, "-c", code, str(tmp_path / "index"), factory]
+    finished = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert finished.stdout.strip() == "['0', '1', '2']"
