@@ -12,6 +12,7 @@ from nearfar.data.documents import (
     pairs_from_dataset,
 )
 from nearfar.data.labelled import load_labelled, load_pairs, write_labelled, write_pairs
+from nearfar.data.run_tables import load_parquet_qrels, load_parquet_run
 from nearfar.data.trec import load_trec_qrels, load_trec_run, write_trec_qrels, write_trec_run
 
 __all__ = [
@@ -27,6 +28,8 @@ __all__ = [
     "load_beir",
     "load_labelled",
     "load_pairs",
+    "load_parquet_qrels",
+    "load_parquet_run",
     "load_trec_qrels",
     "load_trec_run",
     "minilm_model",
