@@ -14,6 +14,7 @@ import numpy as np
 
 from nearfar.data.documents import Document
 from nearfar.errors import DuplicateIdError, InputError, ModelMismatchError
+from nearfar.eval.thresholds.card import ThresholdCard
 from nearfar.retrieval.encoders import fingerprint, load_encoder
 from nearfar.retrieval.index.results import SearchResult
 from nearfar.retrieval.index.vector_index import VectorIndex
@@ -165,35 +166,52 @@ class Retriever:
     def _encode(self, texts: list[str], batch_size: int) -> Float32:
         return _as_float32(self.model.encode_document(texts, batch_size=batch_size, show_progress_bar=False))
 
-    def search(self, queries: str | Sequence[str], k: int = 10, **parameters: Any) -> SearchResult:
+    def search(
+        self,
+        queries: str | Sequence[str],
+        k: int = 10,
+        *,
+        matches_only: bool | str | ThresholdCard = False,
+        **parameters: Any,
+    ) -> SearchResult:
         """Find the k best documents for each query text.
 
         Args:
             queries: one text or several.
             k: answers for each query.
+            matches_only: keep only what reaches a calibrated threshold, as for `VectorIndex.search`.
             **parameters: as for `VectorIndex.search`, for example `nprobe=64`.
 
         Raises:
-            InputError: a query is not a text, or is one that the model turns into a zero vector.
+            InputError: a query is not a text, or is one that the model turns into a zero vector; or no query
+                threshold is there.
         """
         texts = [queries] if isinstance(queries, str) else list(queries)
         for row, text in enumerate(texts):
             if not isinstance(text, str) or not text.strip():
                 raise InputError(f"queries must be texts that are not empty, got {text!r} in row {row}")
-        if not texts:
-            return self.index.search(np.empty((0, self.index.dimension), dtype=np.float32), k, **parameters)
-        vectors = self.model.encode_query(texts, show_progress_bar=False)  # (Q, dimension)
-        return self.index.search(_as_float32(vectors), k, **parameters)
+        vectors = np.empty((0, self.index.dimension), dtype=np.float32)
+        if texts:
+            vectors = _as_float32(self.model.encode_query(texts, show_progress_bar=False))  # (Q, dimension)
+        return self.index.search(vectors, k, matches_only=matches_only, **parameters)
 
-    def run(self, queries: Mapping[str, str], k: int = 100, **parameters: Any) -> dict[str, dict[str, float]]:
+    def run(
+        self,
+        queries: Mapping[str, str],
+        k: int = 100,
+        *,
+        matches_only: bool | str | ThresholdCard = False,
+        **parameters: Any,
+    ) -> dict[str, dict[str, float]]:
         """Answer a query set as a run in TREC's sense: query id -> document id -> score.
 
         Args:
             queries: query id -> text.
             k: answers for each query.
+            matches_only: as for `search`; a query without a match keeps an empty dict.
             **parameters: as for `VectorIndex.search`.
         """
-        result = self.search(list(queries.values()), k, **parameters)
+        result = self.search(list(queries.values()), k, matches_only=matches_only, **parameters)
         rows = zip(queries, result.ids, result.scores, result.counts, strict=True)
         return {
             query: dict(zip(ids[:count].tolist(), scores[:count].tolist(), strict=True))

@@ -10,11 +10,13 @@ from typing import Annotated, Any, Literal
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, ValidationError
 
 from nearfar.errors import DataFileError, IndexCorruptError
+from nearfar.eval.thresholds.card import ThresholdCard
 from nearfar.retrieval.encoders import EncoderFingerprint
 from nearfar.retrieval.index.files import os_errors, replace_file
 
 MANIFEST_NAME = "manifest.json"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+_FORMAT_WITHOUT_THRESHOLDS = 1
 
 Metric = Literal["cosine", "inner_product", "l2"]
 Factory = Literal["flat", "ivf", "auto"]
@@ -76,7 +78,7 @@ class Versions(_Model):
 
 
 class Manifest(_Model):
-    """Everything an index holds, as of one generation."""
+    """Everything an index holds, as of one generation; version 2 of the format added the thresholds."""
 
     format: Literal["nearfar-index"] = "nearfar-index"
     format_version: int = FORMAT_VERSION
@@ -91,6 +93,7 @@ class Manifest(_Model):
     versions: Versions
     codec: Codec | None = None
     segments: tuple[SegmentEntry, ...] = ()
+    thresholds: dict[str, ThresholdCard] = {}
 
     def files(self) -> list[FileEntry]:
         """All files that the manifest names."""
@@ -105,6 +108,10 @@ def _checksum(content: dict[str, Any]) -> str:
 def write_manifest(folder: Path, manifest: Manifest) -> None:
     """Replace the manifest of `folder` atomically."""
     content = manifest.model_dump(mode="json")
+    content["format_version"] = FORMAT_VERSION
+    if not manifest.thresholds:  # in the older format, so that an older nearfar still reads the index
+        content["format_version"] = _FORMAT_WITHOUT_THRESHOLDS
+        del content["thresholds"]
     content["checksum"] = _checksum(content)
     replace_file(folder / MANIFEST_NAME, (json.dumps(content, indent=1) + "\n").encode())
 

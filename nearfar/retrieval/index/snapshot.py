@@ -19,6 +19,8 @@ from nearfar.retrieval.index.results import ObjectArray, Rows
 from nearfar.retrieval.index.segments import Segment
 from nearfar.retrieval.index.vectors import Float32
 
+_SHOWN_OF_A_CARD = {"kind", "threshold", "risk", "alpha", "delta", "corpus_size"}
+
 
 class Snapshot:
     """The segments of one manifest. Rows are numbered through all segments, in the order of the adds.
@@ -52,7 +54,7 @@ class Snapshot:
         verified.save()
 
     def extended(self, manifest: Manifest, ids: list[str]) -> Snapshot:
-        """The next generation, which adds one segment with `ids`; open segments and positions are kept."""
+        """The next generation, which adds a segment with `ids`, or none; open segments and positions are kept."""
         after = Snapshot(self.root, manifest, self.segments)
         if "_positions" in self.__dict__:
             positions = self._positions
@@ -135,6 +137,12 @@ class Snapshot:
                 }
                 for segment in manifest.segments
             ],
+            "thresholds": {
+                name: card.model_dump(
+                    mode="json", include={"kind", "threshold", "risk", "alpha", "delta", "corpus_size"}
+                )
+                for name, card in manifest.thresholds.items()
+            },
             "versions": manifest.versions.model_dump(),
         }
 

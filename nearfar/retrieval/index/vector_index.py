@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 from types import TracebackType
@@ -11,12 +12,14 @@ import numpy as np
 
 from nearfar.data.documents import Document
 from nearfar.errors import InputError
+from nearfar.eval.thresholds.card import ThresholdCard
 from nearfar.retrieval.encoders import EncoderFingerprint
 from nearfar.retrieval.index import structures
 from nearfar.retrieval.index.manifest import Manifest, read_manifest
 from nearfar.retrieval.index.results import SearchResult, rank
 from nearfar.retrieval.index.segments import DocumentLike
 from nearfar.retrieval.index.snapshot import Snapshot
+from nearfar.retrieval.index.thresholds import check_card, choose_card, cut
 from nearfar.retrieval.index.vectors import Float32, as_matrix, unit_rows
 from nearfar.retrieval.index.writer import Writer, check_documents, check_ids, versions
 
@@ -48,6 +51,7 @@ class VectorIndex:
         self._writer = writer
         self._open = True
         self._snapshot = Snapshot(path, manifest)
+        self._warned: set[tuple[float, int | None]] = set()  # cards whose warnings were given
 
     # Opening and closing
 
@@ -160,6 +164,31 @@ class VectorIndex:
             matrix = unit_rows(matrix, "vectors", names)
         self._snapshot = writer.add(snapshot, matrix, names, documents)
 
+    def set_threshold(self, name: str, card: ThresholdCard) -> None:
+        """Keep a calibrated threshold in the index, in place of an earlier one of that name.
+
+        Args:
+            name: to call it by in `search(matches_only=name)`.
+            card: calibrated on this index's scores. Query cards cut searches; pair cards are kept for reading.
+
+        Raises:
+            InputError: the name is blank, the card is of another metric, or the index was opened for reading.
+            ModelMismatchError: the card belongs to another encoder than the index.
+            DataFileError: the disk is full or refuses; the index is as it was.
+        """
+        snapshot, writer = self._require_open(), self._require_writer()
+        if not isinstance(name, str) or not name.strip():
+            raise InputError(f"a threshold's name must be a text that is not blank, got {name!r}")
+        check_card(card, snapshot.manifest)
+        self._snapshot = writer.set_thresholds(snapshot, {**snapshot.manifest.thresholds, name: card})
+
+    def remove_threshold(self, name: str) -> None:
+        """Remove a threshold; raises UnknownNameError where there is none of that name."""
+        snapshot, writer = self._require_open(), self._require_writer()
+        cards = snapshot.manifest.thresholds
+        choose_card(cards, name, self.path)
+        self._snapshot = writer.set_thresholds(snapshot, {own: card for own, card in cards.items() if own != name})
+
     def _require_writer(self) -> Writer:
         if self._writer is None:
             raise InputError(
@@ -174,12 +203,17 @@ class VectorIndex:
 
     # Reading
 
-    def search(self, queries: Any, k: int, **parameters: Any) -> SearchResult:
+    def search(
+        self, queries: Any, k: int, *, matches_only: bool | str | ThresholdCard = False, **parameters: Any
+    ) -> SearchResult:
         """Find the k best rows for each query.
 
         Args:
             queries: (Q, dimension) array or tensor, or one query of (dimension,).
             k: answers for each query; fewer are returned where the index holds fewer.
+            matches_only: keep only hits whose score reaches a query threshold: True for the only one in the index,
+                its name where there are several, or a card. A warning is given once when the index has grown by
+                more than a quarter since the calibration.
             **parameters: `nprobe`, the lists looked into in each inverted file (default: the square root of
                 their number, at least 8); segments that are scanned exactly ignore it.
 
@@ -189,19 +223,48 @@ class VectorIndex:
 
         Raises:
             DimensionMismatchError: the queries have another dimension.
-            InputError: k or nprobe is not positive, a query is not finite, or is zero with cosine.
+            InputError: k or nprobe is not positive, a query is not finite, or is zero with cosine; or the index
+                holds no query threshold, or the card is of another kind or metric.
+            ModelMismatchError: the card belongs to another encoder.
         """
         snapshot = self._require_open()
         manifest = snapshot.manifest
+        card = self._query_card(matches_only, manifest)
         k = structures.positive_integer(k, "k")
         nprobe = structures.check_parameters(parameters)
         matrix = as_matrix(queries, manifest.dimension, "queries", single=True)
         if manifest.normalised:
             matrix = unit_rows(matrix, "queries")
         scores, rows = rank(*snapshot.candidates(matrix, k, nprobe), k, snapshot.ids)
+        if card is not None:
+            scores, rows = cut(scores, rows, card.threshold)
         ids = np.full(rows.shape, None, dtype=object)  # (Q, k)
         ids[rows >= 0] = snapshot.ids[rows[rows >= 0]]
         return SearchResult(ids, scores, (rows >= 0).sum(axis=1), rows, snapshot.document)
+
+    def _query_card(self, wanted: bool | str | ThresholdCard, manifest: Manifest) -> ThresholdCard | None:
+        if wanted is False:
+            return None
+        if not isinstance(wanted, bool | str | ThresholdCard):
+            raise InputError(f"matches_only must be True, False, a threshold's name or a card, got {wanted!r}")
+        if isinstance(wanted, ThresholdCard):
+            card = wanted
+        else:
+            card = choose_card(manifest.thresholds, wanted if isinstance(wanted, str) else None, self.path, "query")
+        messages = check_card(card, manifest, "query")
+        if messages and (card.threshold, card.corpus_size) not in self._warned:
+            self._warned.add((card.threshold, card.corpus_size))
+            warnings.warn("; ".join(messages), stacklevel=3)
+        return card
+
+    def threshold(self, name: str | None = None) -> ThresholdCard:
+        """A threshold that the index keeps; without a name the only one there is.
+
+        Raises:
+            UnknownNameError: there is none of that name.
+            InputError: there is none at all, or there are several and no name is given.
+        """
+        return choose_card(self._require_open().manifest.thresholds, name, self.path)
 
     def get(self, ids: Iterable[str]) -> list[Document | None]:
         """The documents of `ids` (None for one that was added without a document); InputError if not there."""
@@ -249,7 +312,7 @@ class VectorIndex:
         return self._snapshot.manifest.model_name_or_path
 
     def info(self) -> dict[str, Any]:
-        """What the index is, ready for JSON: counts, settings, segments, bytes, encoder and versions."""
+        """What the index is, ready for JSON: counts, settings, segments, bytes, encoder, thresholds, versions."""
         return self._require_open().info()
 
     def verify(self) -> None:
@@ -306,5 +369,5 @@ class VectorIndex:
         snapshot = self._require_open()
         index = faiss.IndexFlat(self.dimension, structures.faiss_metric(snapshot.manifest.metric))
         for segment in snapshot.segments:
-            index.add(segment.vectors)
+            index.add(np.asarray(segment.vectors))  # not a memmap: faiss.contrib.torch_utils asks for the very type
         return index, self.ids()

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import re
 import shutil
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from nearfar import __version__
 from nearfar.errors import DataFileError, DuplicateIdError, InputError, NearfarError
+from nearfar.eval.thresholds.card import ThresholdCard
 from nearfar.retrieval.index import structures
 from nearfar.retrieval.index.files import LOCK_NAME, VERIFIED_NAME, acquire_writer_lock, os_errors
 from nearfar.retrieval.index.manifest import (
@@ -98,6 +99,15 @@ class Writer:
             after = manifest.model_copy(update=changed)
             write_manifest(self._folder, after)
         return snapshot.extended(after, ids)
+
+    def set_thresholds(self, snapshot: Snapshot, thresholds: Mapping[str, ThresholdCard]) -> Snapshot:
+        """Commit these threshold cards in place of the earlier ones and return the next generation."""
+        manifest = snapshot.manifest
+        changed = {"generation": manifest.generation + 1, "thresholds": dict(thresholds), "versions": versions()}
+        after = manifest.model_copy(update=changed)
+        with self._transaction(manifest):
+            write_manifest(self._folder, after)
+        return snapshot.extended(after, [])
 
     def _codec(self, manifest: Manifest, matrix: Float32) -> tuple[Codec, Any]:
         """The trained, empty inverted file: the one that the index has, or a new one trained on `matrix`."""

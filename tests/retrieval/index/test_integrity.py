@@ -110,7 +110,7 @@ def test_paths_do_not_leave_the_folder(folder: Path, path: str, role: str) -> No
 @pytest.mark.parametrize(
     ("change", "message"),
     [
-        (lambda content: content.update(format_version=2), "format version 2, and this nearfar reads up to 1"),
+        (lambda content: content.update(format_version=3), "format version 3, and this nearfar reads up to 2"),
         (lambda content: content.update(dimension=8), "float32 of shape"),
         (lambda content: content.update(metric="l2"), "instead of an inverted file"),
         (lambda content: content.update(metric="dot"), "metric"),
