@@ -19,6 +19,7 @@ from __future__ import annotations
 
 import argparse
 import gc
+import itertools
 import json
 import os
 import platform
@@ -45,16 +46,21 @@ THEIRS = "pytorch-metric-learning"
 
 @dataclass(frozen=True)
 class Contest:
-    """A loss of nearfar by its registry name, and what it is compared with by the name and options over there."""
+    """A loss of nearfar by its registry name, and what it is compared with by its name over there, if anything."""
 
     ours: str
-    theirs: str
+    theirs: str | None = None
 
 
 # A further loss joins with one line.
 CONTESTS = {
     "CircleLoss": Contest("circle", "pml:CircleLoss"),
     "MultiSimilarityLoss": Contest("multi-similarity", "pml:MultiSimilarityLoss"),
+    "ThresholdConsistentMarginLoss": Contest("threshold-consistent-margin", "pml:ThresholdConsistentMarginLoss"),
+    "SupConLoss": Contest("supcon", "pml:SupConLoss"),
+    "ContrastiveLoss": Contest("contrastive", "pml:ContrastiveLoss"),
+    "TripletMarginLoss": Contest("triplet-margin", "pml:TripletMarginLoss"),
+    "NTXentLoss": Contest("ntxent"),  # theirs holds positives x negatives: 12.8 GB at 1024
 }
 
 Step = Callable[[], float]
@@ -100,6 +106,8 @@ def products_of(embeddings: torch.Tensor, labels: torch.Tensor) -> Step:
 
 def check_agreement(name: str, contest: Contest, embeddings: torch.Tensor, labels: torch.Tensor) -> None:
     """Both libraries compute the same function."""
+    if contest.theirs is None:
+        return
     found = []
     for key in (contest.ours, contest.theirs):
         value = step_of(get_loss(key), embeddings, labels)()
@@ -122,27 +130,29 @@ def measure_time(name: str, contest: Contest, size: int, dimension: int, repeats
     check_agreement(name, contest, embeddings, labels)
     steps = {
         "nearfar": step_of(get_loss(contest.ours), embeddings, labels),
-        THEIRS: step_of(get_loss(contest.theirs), embeddings, labels),
         "products": products_of(embeddings, labels),
     }
+    if contest.theirs is not None:
+        steps[THEIRS] = step_of(get_loss(contest.theirs), embeddings, labels)
     times: dict[str, list[float]] = {key: [] for key in steps}
     for step in steps.values():
         step()
     for number in range(repeats):
         for key in list(steps)[:: 1 if number % 2 == 0 else -1]:
             times[key].append(cpu_seconds(steps[key]))
-    ratios = [theirs / ours for theirs, ours in zip(times[THEIRS], times["nearfar"], strict=True)]
     median = {key: statistics.median(values) for key, values in times.items()}
-    return {
+    row = {
         "loss": name,
         "size": size,
         "dimension": dimension,
         "cpu_seconds": times,
         "median_cpu_seconds": median,
-        "speedup": statistics.median(ratios),
-        "speedup_range": [min(ratios), max(ratios)],
-        "in_products": {key: median[key] / median["products"] for key in ("nearfar", THEIRS)},
+        "in_products": {key: median[key] / median["products"] for key in median},
     }
+    if THEIRS in times:
+        ratios = [theirs / ours for theirs, ours in zip(times[THEIRS], times["nearfar"], strict=True)]
+        row |= {"speedup": statistics.median(ratios), "speedup_range": [min(ratios), max(ratios)]}
+    return row
 
 
 def peak_mebibytes() -> float:
@@ -172,7 +182,10 @@ def memory_of_one_step(key: str, size: int, dimension: int) -> float:
 def measure_memory(contest: Contest, size: int, dimension: int) -> dict[str, float]:
     found = {}
     for library, key in (("nearfar", contest.ours), (THEIRS, contest.theirs)):
-        command = [sys.executable, __file__, "--memory-of", key, "--sizes", str(size), "--dimension", str(dimension)]
+        if key is None:
+            continue
+        command = [sys.executable, __file__, "--memory-of", key, "--sizes", str(size)]
+        command += ["--dimensions", str(dimension)]
         output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
         found[library] = float(output.strip().splitlines()[-1])
     return found
@@ -184,9 +197,10 @@ def surroundings(arguments: argparse.Namespace) -> dict:
     if info.exists():
         names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
         cpu = names[0] if names else cpu
-    sizes = " ".join(map(str, arguments.sizes))
+    sizes, dimensions = (" ".join(map(str, values)) for values in (arguments.sizes, arguments.dimensions))
     return {
-        "command": f"python benchmarks/losses.py --sizes {sizes} --repeats {arguments.repeats}",
+        "command": f"python benchmarks/losses.py --sizes {sizes} --dimensions {dimensions} "
+        f"--repeats {arguments.repeats}",
         "versions": {
             "nearfar": nearfar.__version__,
             "pytorch-metric-learning": version("pytorch-metric-learning"),
@@ -215,13 +229,17 @@ def as_markdown(report: dict) -> str:
     ]
     for row in report["rows"]:
         times, memory, floor = row["median_cpu_seconds"], row["extra_mebibytes"], row["in_products"]
-        lowest, highest = row["speedup_range"]
-        lines.append(
-            f"| {row['loss']} | {row['size']} x {row['dimension']} | {1e3 * times[THEIRS]:.1f} ms "
-            f"| {1e3 * times['nearfar']:.1f} ms | {row['speedup']:.1f}x | {lowest:.1f}-{highest:.1f}x "
-            f"| {floor[THEIRS]:.1f}, {floor['nearfar']:.1f} | {memory[THEIRS]:.1f} MiB | {memory['nearfar']:.1f} MiB "
-            f"| {memory[THEIRS] / max(memory['nearfar'], 0.1):.0f}x |"
-        )
+        ours = [f"{1e3 * times['nearfar']:.1f} ms", f"{memory['nearfar']:.1f} MiB"]
+        theirs, faster, products, held, less = "–", "– | –", f"–, {floor['nearfar']:.2f}", "–", "–"
+        if THEIRS in times:
+            lowest, highest = row["speedup_range"]
+            theirs, held = f"{1e3 * times[THEIRS]:.1f} ms", f"{memory[THEIRS]:.1f} MiB"
+            faster = f"{row['speedup']:.1f}x | {lowest:.1f}-{highest:.1f}x"
+            products = f"{floor[THEIRS]:.1f}, {floor['nearfar']:.2f}"
+            less = f"{memory[THEIRS] / max(memory['nearfar'], 0.1):.0f}x"
+        shape = f"{row['size']} x {row['dimension']}"
+        cells = [row["loss"], shape, theirs, ours[0], faster, products, held, ours[1], less]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
 
 
@@ -229,21 +247,21 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[1024, 4096], help="batch sizes")
     parser.add_argument("--repeats", type=int, default=7, help="rounds per loss and size")
-    parser.add_argument("--dimension", type=int, default=128, help="of the embeddings")
+    parser.add_argument("--dimensions", type=int, nargs="+", default=[128, 512], help="of the embeddings")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for losses.json and losses.md")
     parser.add_argument("--memory-of", help=argparse.SUPPRESS)
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     if arguments.memory_of:
-        print(memory_of_one_step(arguments.memory_of, arguments.sizes[0], arguments.dimension))
+        print(memory_of_one_step(arguments.memory_of, arguments.sizes[0], arguments.dimensions[0]))
         return
     report = {**surroundings(arguments), "rows": []}
-    for size in arguments.sizes:
+    for size, dimension in itertools.product(arguments.sizes, arguments.dimensions):
         for name, contest in CONTESTS.items():
-            row = measure_time(name, contest, size, arguments.dimension, arguments.repeats)
-            row["extra_mebibytes"] = measure_memory(contest, size, arguments.dimension)
+            row = measure_time(name, contest, size, dimension, arguments.repeats)
+            row["extra_mebibytes"] = measure_memory(contest, size, dimension)
             report["rows"].append(row)
-            print(f"{name} {size}: {row['speedup']:.1f}x, {row['extra_mebibytes']}", file=sys.stderr)
+            print(name, size, dimension, row["in_products"], row["extra_mebibytes"], file=sys.stderr)
     arguments.output.mkdir(parents=True, exist_ok=True)
     (arguments.output / "losses.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
     table = as_markdown(report)
