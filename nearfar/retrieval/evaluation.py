@@ -10,12 +10,15 @@ import numpy as np
 
 from nearfar.data import LabelledTexts, RetrievalDataset
 from nearfar.errors import InputError
-from nearfar.eval import evaluate_run, opis, recall_curve, score_histogram
+from nearfar.eval import ThresholdCard, evaluate_run, opis, recall_curve, score_histogram
 from nearfar.eval.report import ModelSection, worst_queries
+from nearfar.eval.thresholds.curves import pair_curves
 from nearfar.retrieval.retriever import Retriever
 
 METRICS = ("R@1", "R@10", "R@100", "RR@10", "nDCG@10", "AP@100")
 _CURVE = (1, 2, 3, 5, 7, 10, 15, 20, 30, 50, 70, 100)
+WORST_QUERIES = 20
+ANSWERS = 5_000  # queries whose answers a report lets its readers search; beyond, the worst of them
 OPIS_CLASS_SIZE = 5  # with fewer texts a class, OPIS measures mostly noise
 
 
@@ -49,21 +52,23 @@ def evaluate_retriever(
     metrics: Sequence[str] = METRICS,
     depth: int = 100,
     seed: int = 0,
+    threshold_card: ThresholdCard | None = None,
 ) -> ModelEvaluation:
     """Search every query of a data set and measure the answers; measure threshold consistency on labelled texts.
 
     Args:
         retriever: a model with an index of the data set's corpus.
         dataset: queries and judgements; its corpus supplies the texts a report shows.
-        texts: labelled texts for OPIS and the score histograms; classes with fewer than five texts serve as
-            negatives only. None leaves both out.
+        texts: labelled texts for OPIS, the score histograms and the error rates of pairs; for OPIS, classes with
+            fewer than five texts serve as negatives only. None leaves all three out.
         name: how a report calls the model.
         metrics: names as ``evaluate_run`` takes them; the first orders the worst queries.
         depth: documents retrieved per query.
         seed: of the noise floor and of sampled pairs.
+        threshold_card: a calibrated threshold for pairs of this model's cosines, for the report to draw.
 
     Raises:
-        InputError: the index is empty, or no class has five texts.
+        InputError: the index is empty, no class has five texts, or the card is one for queries.
 
     Example:
         >>> import tempfile
@@ -81,11 +86,14 @@ def evaluate_retriever(
     run = retriever.run(dataset.queries, depth)
     ranking = evaluate_run(run, dataset.qrels, list(dict.fromkeys([*metrics, *METRICS])))
     documents = {id: document.content for id, document in dataset.corpus.items()}
+    answers = worst_queries(ranking, run, dataset.queries, documents, dataset.qrels, metrics[0], limit=ANSWERS)
     section = ModelSection(
         name=name,
         ranking=ranking,
         recall_curve=recall_curve(run, dataset.qrels, [k for k in _CURVE if k <= depth]),
-        worst_queries=worst_queries(ranking, run, dataset.queries, documents, dataset.qrels, metrics[0]),
+        worst_queries=answers[:WORST_QUERIES],
+        answers=answers,
+        threshold_card=threshold_card,
     )
     if texts is not None:
         section = _with_thresholds(section, retriever, texts, seed)
@@ -104,4 +112,5 @@ def _with_thresholds(section: ModelSection, retriever: Retriever, texts: Labelle
         section,
         opis=opis(vectors, labels, min_class_size=OPIS_CLASS_SIZE, seed=seed),
         histogram=score_histogram(vectors, labels, seed=seed),
+        curves=pair_curves(vectors, labels, seed=seed),
     )

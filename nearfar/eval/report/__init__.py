@@ -5,6 +5,7 @@ from __future__ import annotations
 from nearfar.eval.report.examples import worst_queries
 from nearfar.eval.report.model import (
     ExpectedDocument,
+    FrontierPoint,
     ModelSection,
     QueryExample,
     Report,
@@ -15,6 +16,7 @@ from nearfar.eval.report.write import write_report
 
 __all__ = [
     "ExpectedDocument",
+    "FrontierPoint",
     "ModelSection",
     "QueryExample",
     "Report",

@@ -1,7 +1,7 @@
 """The charts as plain Plotly specifications, coloured by the names of the page's own colours.
 
 A colour is written `@name` or `@name/opacity` and looked up in the style sheet when the page draws the chart,
-so that one specification serves the light and the dark theme. Texts of the user pass through `_label`: Plotly
+so that one specification serves the light and the dark theme. Texts of the user pass through `label`: Plotly
 reads a subset of HTML in every string.
 """
 
@@ -36,33 +36,38 @@ def recall_chart(report: Report) -> Chart:
     traces = []
     for i, model in enumerate(report.models):
         cutoffs = sorted(model.recall_curve)
-        colour = f"@{_SERIES[i % 4]}"
         traces.append(
-            {
-                "type": "scatter",
-                "mode": "lines+markers",
-                "name": _label(_clip(model.name)),
-                "x": cutoffs,
-                "y": _numbers([model.recall_curve[k] for k in cutoffs]),
-                "line": {"color": colour, "width": 2.5, "dash": _DASHES[i // 4 % 3]},
-                "marker": {
-                    "color": colour,
-                    "size": 8,
-                    "symbol": _SYMBOLS[i % 4],
-                    "line": {"color": colour, "width": 2},
-                },
-                "hovertemplate": "Recall@%{x}: %{y:.3f}<extra>%{fullData.name}</extra>",
-            }
+            series(i, model.name, cutoffs, [model.recall_curve[k] for k in cutoffs], markers=True)
+            | {"hovertemplate": "Recall@%{x}: %{y:.3f}<extra>%{fullData.name}</extra>"}
         )
     ticks = sorted({k for model in report.models for k in model.recall_curve})
     shown = _spaced(ticks)
-    x = _axis("K, documents returned (logarithmic)", type="log", tickvals=shown, ticktext=[f"{k:,}" for k in shown])
-    y = _axis("Recall@K", range=[0, 1.02], tickformat=".1f")
-    return {"data": traces, "layout": _layout(x, y, showlegend=len(report.models) > 1)}
+    x = axis("K, documents returned (logarithmic)", type="log", tickvals=shown, ticktext=[f"{k:,}" for k in shown])
+    y = axis("Recall@K", range=[0, 1.02], tickformat=".1f")
+    return {"data": traces, "layout": layout(x, y, showlegend=len(report.models) > 1)}
 
 
-def score_chart(histogram: ScoreHistogram, x_range: Sequence[float], top: float) -> Chart:
-    """Densities of the positive and the negative pairs' cosines as filled steps."""
+def series(place: int, name: str, x: Any, y: Any, markers: bool) -> Chart:
+    """A model's line, in the colour and dash of its place in the report."""
+    colour = f"@{_SERIES[place % 4]}"
+    line = {
+        "type": "scatter",
+        "mode": "lines+markers" if markers else "lines",
+        "name": label(_clip(name)),
+        "x": numbers(x),
+        "y": numbers(y),
+        "line": {"color": colour, "width": 2.5, "dash": _DASHES[place // 4 % 3]},
+    }
+    if not markers:
+        return line
+    marker = {"color": colour, "size": 8, "symbol": _SYMBOLS[place % 4], "line": {"color": colour, "width": 2}}
+    return line | {"marker": marker}
+
+
+def score_chart(
+    histogram: ScoreHistogram, x_range: Sequence[float], top: float, threshold: float | None = None
+) -> Chart:
+    """Densities of the positive and the negative pairs' cosines as filled steps, with a threshold if there is one."""
     traces = []
     for name, density, colour, dash in (
         ("negative pairs", histogram.negative, "negative", "dot"),
@@ -73,21 +78,26 @@ def score_chart(histogram: ScoreHistogram, x_range: Sequence[float], top: float)
                 "type": "scatter",
                 "mode": "lines",
                 "name": name,
-                "x": _numbers(histogram.edges),
-                "y": _numbers(np.append(density, density[-1:])),
+                "x": numbers(histogram.edges),
+                "y": numbers(np.append(density, density[-1:])),
                 "line": {"color": f"@{colour}", "width": 2, "shape": "hv", "dash": dash},
                 "fill": "tozeroy",
                 "fillcolor": f"@{colour}/0.18",
                 "hovertemplate": "cosine %{x:.2f}: density %{y:.2f}<extra>%{fullData.name}</extra>",
             }
         )
-    x = _axis("Cosine of the pair", range=list(x_range))
-    return {"data": traces, "layout": _layout(x, _axis("Density", range=[0, top]), showlegend=False)}
+    if threshold is not None:
+        traces.append(_upright(threshold, [0, top]))
+    x = axis("Cosine of the pair", range=list(x_range))
+    return {"data": traces, "layout": layout(x, axis("Density", range=[0, top]), showlegend=False)}
 
 
-def class_chart(opis: OPISResult, bottom: float) -> Chart:
-    """Utility of the classes by threshold: single classes, their band, their mean, and the worst ones."""
-    x = _numbers(opis.similarities)
+def class_chart(opis: OPISResult, bottom: float, threshold: float | None = None) -> Chart:
+    """Utility of the classes by threshold: single classes, their band, their mean, and the worst ones.
+
+    A given threshold is drawn where it lies within the calibration range.
+    """
+    x = numbers(opis.similarities)
     low, tenth, ninetieth, high = bands(opis)
     traces = [
         _edge(x, low),
@@ -100,14 +110,16 @@ def class_chart(opis: OPISResult, bottom: float) -> Chart:
             "type": "scatter",
             "mode": "lines",
             "x": x,
-            "y": _numbers(opis.mean_utility),
+            "y": numbers(opis.mean_utility),
             "line": {"color": "@band", "width": 3},
             "hovertemplate": "cosine %{x:.3f}: %{y:.3f}<extra>mean of the classes</extra>",
         },
     ]
-    axis = _axis("Cosine threshold", tickformat=".2f", nticks=7)
-    utility = _axis("Utility", range=[bottom, 1.02], tickformat=".1f")
-    return {"data": traces, "layout": _layout(axis, utility, showlegend=False)}
+    if threshold is not None and float(opis.similarities.min()) <= threshold <= float(opis.similarities.max()):
+        traces.insert(0, _upright(threshold, [bottom, 1.02]))
+    cosine = axis("Cosine threshold", tickformat=".2f", nticks=7)
+    utility = axis("Utility", range=[bottom, 1.02], tickformat=".1f")
+    return {"data": traces, "layout": layout(cosine, utility, showlegend=False)}
 
 
 def drawn_classes(opis: OPISResult) -> list[int]:
@@ -130,14 +142,15 @@ def describe_classes(opis: OPISResult) -> str:
     )
 
 
-def describe_scores(histogram: ScoreHistogram) -> str:
+def describe_scores(histogram: ScoreHistogram, threshold: float | None = None) -> str:
     """What `score_chart` shows, for those who cannot see it."""
     centres = (histogram.edges[1:] + histogram.edges[:-1]) / 2  # (bins,)
     widths = np.diff(histogram.edges)  # (bins,)
     positive, negative = (
         float((centres * widths * density).sum()) for density in (histogram.positive, histogram.negative)
     )
-    return f"Positive pairs have a mean cosine of {metric(positive)}, negative pairs of {metric(negative)}."
+    line = "" if threshold is None else f" The calibrated threshold stands at {metric(threshold)}."
+    return f"Positive pairs have a mean cosine of {metric(positive)}, negative pairs of {metric(negative)}.{line}"
 
 
 def describe_recall(report: Report) -> str:
@@ -157,7 +170,7 @@ def _single_classes(opis: OPISResult, x: Numbers) -> Chart:
     gapped_y: Numbers = []
     for row in drawn_classes(opis):
         gapped_x += [*x, None]
-        gapped_y += [*_numbers(opis.utilities[row]), None]
+        gapped_y += [*numbers(opis.utilities[row]), None]
     return {
         "type": "scatter",
         "mode": "lines",
@@ -173,10 +186,23 @@ def _worst_class(opis: OPISResult, x: Numbers, row: int, dash: str) -> Chart:
         "type": "scatter",
         "mode": "lines",
         "x": x,
-        "y": _numbers(opis.utilities[row]),
-        "text": _label(_clip(str(opis.class_labels[row]))),
+        "y": numbers(opis.utilities[row]),
+        "text": label(_clip(str(opis.class_labels[row]))),
         "line": {"color": "@accent", "width": 1.8, "dash": dash},
         "hovertemplate": "cosine %{x:.3f}: %{y:.3f}<extra>%{text}</extra>",
+    }
+
+
+def _upright(threshold: float, ends: list[float]) -> Chart:
+    """A vertical line at a calibrated threshold."""
+    return {
+        "type": "scatter",
+        "mode": "lines",
+        "name": "calibrated threshold",
+        "x": numbers([threshold, threshold]),
+        "y": numbers(ends),
+        "line": {"color": "@ink", "width": 2, "dash": "dash"},
+        "hovertemplate": "calibrated threshold: cosine %{x:.3f}<extra></extra>",
     }
 
 
@@ -186,17 +212,19 @@ def _edge(x: Numbers, y: np.ndarray) -> Chart:
         "type": "scatter",
         "mode": "lines",
         "x": x,
-        "y": _numbers(y),
+        "y": numbers(y),
         "line": {"width": 0},
         "hoverinfo": "skip",
     }
 
 
-def _axis(title: str, **more: Any) -> Chart:
+def axis(title: str, **more: Any) -> Chart:
+    """An axis with its title."""
     return {"title": {"text": title}, **more}
 
 
-def _layout(x: Chart, y: Chart, showlegend: bool = True) -> Chart:
+def layout(x: Chart, y: Chart, showlegend: bool = True) -> Chart:
+    """Both axes, and whether lines are named above the chart."""
     return {"xaxis": x, "yaxis": y, "showlegend": showlegend}
 
 
@@ -209,7 +237,7 @@ def _spaced(ticks: list[int]) -> list[int]:
     return shown[::-1]
 
 
-def _numbers(values: Any) -> Numbers:
+def numbers(values: Any) -> Numbers:
     """Rounded to what a screen can show; not finite becomes a gap."""
     rounded = np.round(np.asarray(values, dtype=np.float64), _DIGITS)
     return [float(v) if np.isfinite(v) else None for v in rounded]
@@ -219,6 +247,6 @@ def _clip(text: str, length: int = 40) -> str:
     return text if len(text) <= length else text[: length - 1] + "…"
 
 
-def _label(text: str) -> str:
+def label(text: str) -> str:
     """A text of the user as Plotly shows it letter by letter."""
     return html.escape(text, quote=False)

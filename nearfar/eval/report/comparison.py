@@ -1,61 +1,23 @@
-"""Two models on the same queries: differences, and the report's verdict in words."""
+"""What the numbers come to: the comparison of two models, and the report's verdict in words."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
-from nearfar.eval.ranking import RankingResult
+from nearfar.eval.intervals import bca_interval, bootstrap_means, jackknife_means
+from nearfar.eval.paired_tests import sum_over_units
 from nearfar.eval.report.formatting import count, metric, percent, quoted, signed, small
 from nearfar.eval.report.model import ModelSection, Report
+from nearfar.eval.run_comparison import PairComparison, p_text
 from nearfar.eval.thresholds.histograms import ScoreHistogram
 
-# Below this the normal approximation of the mean difference is not to be trusted.
-MIN_QUERIES_FOR_INTERVAL = 30
 # Share of tied documents from which on their order may move the metrics' second decimal.
 WORTH_TELLING = 0.01
-_NORMAL_975 = 1.959963984540054
-
-
-@dataclass(frozen=True)
-class Comparison:
-    """One metric of two models over the same queries.
-
-    Attributes:
-        model: the later model's name.
-        baseline: the first model's name.
-        metric: the metric's name.
-        before: the baseline's mean.
-        after: the later model's mean.
-        difference: after - before.
-        low: lower end of the 95 % interval of the difference; None below 30 queries.
-        high: upper end.
-        risen: queries with a higher value than before.
-        fallen: queries with a lower value.
-        unchanged: queries with the same value.
-    """
-
-    model: str
-    baseline: str
-    metric: str
-    before: float
-    after: float
-    difference: float
-    low: float | None
-    high: float | None
-    risen: int
-    fallen: int
-    unchanged: int
-
-    @property
-    def clear(self) -> bool:
-        """Whether the interval leaves out zero; without an interval, whether the means differ at all."""
-        if self.low is None or self.high is None:
-            return self.difference != 0
-        return self.low > 0 or self.high < 0
+_RESAMPLES = 10_000
 
 
 @dataclass(frozen=True)
@@ -66,43 +28,32 @@ class Verdict:
     points: list[str]
 
 
-def compare(baseline: ModelSection, model: ModelSection, name: str) -> Comparison:
-    """Compares one metric query by query.
-
-    The interval is that of the mean paired difference under the normal approximation, queries being
-    independent.
-    """
-    before = baseline.ranking.per_query[name]  # (Q,)
-    after = _aligned(model.ranking, name, baseline.ranking.query_ids)  # (Q,)
-    change = after - before  # (Q,)
-    low = high = None
-    if len(change) >= MIN_QUERIES_FOR_INTERVAL:
-        half = _NORMAL_975 * float(change.std(ddof=1)) / math.sqrt(len(change))
-        low, high = float(change.mean()) - half, float(change.mean()) + half
-    return Comparison(
-        model=model.name,
-        baseline=baseline.name,
-        metric=name,
-        before=baseline.ranking.mean[name],
-        after=model.ranking.mean[name],
-        difference=model.ranking.mean[name] - baseline.ranking.mean[name],
-        low=low,
-        high=high,
-        risen=int((change > 0).sum()),
-        fallen=int((change < 0).sum()),
-        unchanged=int((change == 0).sum()),
-    )
+def compared(report: Report, baseline: str, model: str, name: str) -> PairComparison | None:
+    """One metric of two models, one of which is the report's first; None when they do not share it."""
+    for row in report.comparison.rows if report.comparison else ():
+        if row.metric == name and (row.baseline, row.run) == (baseline, model):
+            return row
+        if row.metric == name and (row.run, row.baseline) == (baseline, model):
+            return _turned(row)
+    return None
 
 
-def comparisons(report: Report) -> list[Comparison]:
-    """Every later model against the first, for every metric that both have."""
-    baseline = report.models[0]
-    return [
-        compare(baseline, model, name)
-        for model in report.models[1:]
-        for name in baseline.ranking.mean
-        if name in model.ranking.per_query
-    ]
+def comparisons(report: Report) -> list[PairComparison]:
+    """Every later model against the first, for every metric that all have."""
+    return report.comparison.rows if report.comparison else []
+
+
+def mean_interval(report: Report, model: ModelSection, name: str) -> tuple[float, float] | None:
+    """The 95 % bootstrap interval of a model's mean over queries (or clusters); None where there is only one."""
+    values = np.asarray(model.ranking.per_query[name], dtype=np.float64)  # (Q,)
+    ids = model.ranking.query_ids
+    names = ids if report.clusters is None else [report.clusters[query] for query in ids]
+    number = {unit: code for code, unit in enumerate(dict.fromkeys(names))}
+    if len(number) < 2 or not np.isfinite(values).all():
+        return None
+    units = sum_over_units(values[:, None], np.array([number[unit] for unit in names], dtype=np.int64))
+    replicates = bootstrap_means(units, _RESAMPLES, 0)[:, 0]  # (resamples,)
+    return bca_interval(float(values.mean()), replicates, jackknife_means(units.sums[:, 0], units.sizes), 0.95)
 
 
 def overlap(histogram: ScoreHistogram) -> float:
@@ -127,49 +78,93 @@ def contrast(report: Report) -> tuple[ModelSection, ModelSection | None]:
 def verdict(report: Report) -> Verdict:
     """Says in words what the numbers of the primary metric, the thresholds and the scores come to."""
     best, against = contrast(report)
-    points = _reservations(report.models)
+    points = [*_cards(report.models), *_reservations(report.models)]
     if against is None:
         return Verdict(_single(report), _state(report.models[0]) + points)
-    change = compare(against, best, report.primary_metric)
+    change = compared(report, against.name, best.name, report.primary_metric)
+    assert change is not None  # every model has the primary metric, and one of the two is the first
     counts = (
-        f"{count(change.risen)} queries score higher with {quoted(best.name)} than with "
-        f"{quoted(against.name)}, {count(change.fallen)} lower, {count(change.unchanged)} the same."
+        f"{count(len(change.wins))} queries score higher with {quoted(best.name)} than with "
+        f"{quoted(against.name)}, {count(len(change.losses))} lower, {count(change.ties)} the same."
     )
-    return Verdict(_headline(report, change), [counts, *_shift(against, best), *points])
+    return Verdict(_headline(report, change), [counts, *_power(report, change), *_shift(against, best), *points])
 
 
-def _aligned(
-    ranking: RankingResult, name: str, query_ids: Sequence[str]
-) -> np.ndarray[tuple[int], np.dtype[np.float64]]:
-    place = {query_id: i for i, query_id in enumerate(ranking.query_ids)}
-    return np.asarray(ranking.per_query[name], dtype=np.float64)[[place[query_id] for query_id in query_ids]]
+def _turned(row: PairComparison) -> PairComparison:
+    """The same comparison seen from the other model."""
+    return replace(
+        row,
+        run=row.baseline,
+        baseline=row.run,
+        mean=row.baseline_mean,
+        baseline_mean=row.mean,
+        difference=-row.difference,
+        low=None if row.high is None else -row.high,
+        high=None if row.low is None else -row.low,
+        effect_size=None if row.effect_size is None else -row.effect_size,
+        win_share=None if row.win_share is None else 1 - row.win_share,
+        wins=row.losses,
+        losses=row.wins,
+    )
 
 
 def _place(report: Report) -> str:
-    queries = count(len(report.models[0].ranking.query_ids))
-    return f"{report.primary_metric} on {queries} queries of {report.dataset}"
+    queries = f"{count(len(report.models[0].ranking.query_ids))} queries"
+    if report.clusters is not None:
+        clusters = {report.clusters[query] for query in report.models[0].ranking.query_ids}
+        queries += f" in {count(len(clusters))} clusters"
+    return f"{report.primary_metric} on {queries} of {report.dataset}"
 
 
 def _single(report: Report) -> str:
-    return f"{_place(report)} is {metric(report.models[0].ranking.mean[report.primary_metric])}."
+    model = report.models[0]
+    interval = mean_interval(report, model, report.primary_metric)
+    extent = "" if interval is None else f"; 95\u00a0% interval {metric(interval[0])} to {metric(interval[1])}"
+    return f"{_place(report)} is {metric(model.ranking.mean[report.primary_metric])}{extent}."
 
 
-def _headline(report: Report, change: Comparison) -> str:
-    values = f"from {metric(change.before)} to {metric(change.after)}"
+def _headline(report: Report, change: PairComparison) -> str:
+    values = f"from {metric(change.baseline_mean)} to {metric(change.mean)}"
     extent = signed(change.difference)
     if change.low is not None and change.high is not None:
         extent += f"; 95\u00a0% interval {signed(change.low)} to {signed(change.high)}"
+    extent += f"; p\u00a0{p_text(change.p_value)}"
     if len(report.models) > 2:
-        doubt = "" if change.clear else ", no clear difference"
+        doubt = "" if change.significant else ", no clear difference"
         return (
-            f"{_place(report)} is highest with {quoted(change.model)}: {metric(change.after)}, against "
-            f"{metric(change.before)} with {quoted(change.baseline)} ({extent}){doubt}."
+            f"{_place(report)} is highest with {quoted(change.run)}: {metric(change.mean)}, against "
+            f"{metric(change.baseline_mean)} with {quoted(change.baseline)} ({extent}){doubt}."
         )
-    if change.risen == change.fallen == 0:
-        return f"{_place(report)} stayed at {metric(change.after)}: no query changed."
-    if not change.clear:
+    if not change.wins and not change.losses:
+        return f"{_place(report)} stayed at {metric(change.mean)}: no query changed."
+    if not change.significant:
         return f"{_place(report)} did not clearly change: {values} ({extent})."
     return f"{_place(report)} {'rose' if change.difference > 0 else 'fell'} {values} ({extent})."
+
+
+def _power(report: Report, change: PairComparison) -> list[str]:
+    """What so many queries could have shown, where they show nothing."""
+    if change.significant or not (change.wins or change.losses):
+        return []
+    if change.smallest_p > 0.05:
+        return [f"So few queries differ that no p-value below {small(change.smallest_p)} was possible."]
+    if change.minimum_detectable_difference is None:
+        return []
+    found = metric(change.minimum_detectable_difference)
+    return [f"So many queries would show a true difference of {found} four times in five; smaller ones often escape."]
+
+
+def _cards(models: Sequence[ModelSection]) -> list[str]:
+    """The calibrated thresholds, and for how many classes they fail."""
+    points = []
+    for model in models:
+        card = model.threshold_card
+        if card is not None:
+            failing = f" {count(len(card.failing_classes))} classes exceed it." if card.failing_classes else ""
+            points.append(
+                f"Match with {quoted(model.name)} from cosine {metric(card.threshold)}. {card.promise}{failing}"
+            )
+    return points
 
 
 def _state(model: ModelSection) -> list[str]:

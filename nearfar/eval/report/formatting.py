@@ -7,6 +7,7 @@ from datetime import datetime
 
 MINUS = "\N{MINUS SIGN}"
 NONE = "\N{EN DASH}"
+STAR = "\N{BLACK STAR}"
 # Not strftime's, which follow the reader's locale.
 _MONTHS = ["January", "February", "March", "April", "May", "June", "July"]
 _MONTHS += ["August", "September", "October", "November", "December"]

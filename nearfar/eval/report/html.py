@@ -4,40 +4,47 @@ from __future__ import annotations
 
 import base64
 import hashlib
-import json
 from dataclasses import dataclass
 from importlib import resources
 from typing import Any
 
 import numpy as np
 
-from nearfar.eval.report import charts
+from nearfar.eval.report import charts, rate_charts
 from nearfar.eval.report.comparison import contrast, verdict
-from nearfar.eval.report.formatting import NONE, count, metric, moment, percent, quoted, shorten, small
+from nearfar.eval.report.explorer import explorer
+from nearfar.eval.report.formatting import NONE, STAR, count, metric, moment, percent, quoted, shorten, small
+from nearfar.eval.report.html_json import script_json
 from nearfar.eval.report.model import ModelSection, QueryExample, Report
 from nearfar.eval.report.tables import (
     Table,
     calibration_range,
+    card_table,
     curve_table,
+    failing_table,
+    frontier_table,
     metrics_table,
     opis_table,
     pairs_table,
+    rates_table,
     recall_table,
     scores_table,
     settings_table,
+    tests_table,
     worst_classes_table,
 )
+from nearfar.eval.thresholds.card import ThresholdCard
 
 
 @dataclass(frozen=True)
 class Figure:
-    """A chart with its words: a caption, a description, and the table that says the same."""
+    """A chart with its words: a caption, a description, and the table that says the same, unless one does for many."""
 
     id: str
     caption: str
     description: str
     chart: charts.Chart
-    table: Table
+    table: Table | None = None
     extra: Table | None = None
     note: str = ""
 
@@ -60,13 +67,18 @@ def report_html(report: Report) -> str:
     )
     environment.filters.update(metric=metric, count=count, shorten=shorten, small=small, moment=moment, quoted=quoted)
     figures = _figures(report)
-    plotly, page = get_plotlyjs(), _packaged("page.js")
+    plotly, page = get_plotlyjs(), _packaged("page.js") + _packaged("explorer.js")
+    queries = explorer(report)
     specifications = {figure.id: figure.chart for group in figures.values() for figure in group}
     return environment.get_template("report.html.j2").render(
         report=report,
         verdict=verdict(report),
         key_figures=_key_figures(report),
         metrics=metrics_table(report),
+        tests=tests_table(report),
+        star=STAR,
+        rates=rates_table(report),
+        cards=_cards(report),
         opis=opis_table(report),
         pairs=pairs_table(report),
         example=_opis_example(report),
@@ -78,23 +90,20 @@ def report_html(report: Report) -> str:
         plotly=_trusted(plotly if specifications else ""),
         page=_trusted(page),
         specifications=_trusted(script_json(specifications)),
+        explorer=queries,
+        answers=_trusted(script_json(queries.content if queries else None)),
         script_hashes=" ".join(_hash(script) for script in (plotly, page)),
     )
 
 
-def script_json(value: Any) -> str:
-    r"""JSON that cannot end the script element that holds it.
-
-    Example:
-        >>> script_json("</script>")
-        '"\\u003c/script\\u003e"'
-    """
-    text = json.dumps(value, allow_nan=False, separators=(",", ":"))
-    return text.replace("<", "\\u003c").replace(">", "\\u003e").replace("&", "\\u0026")
-
-
 def _figures(report: Report) -> dict[str, list[Figure]]:
-    return {"recall": _recall(report), "scores": _scores(report), "classes": _classes(report)}
+    return {
+        "recall": _recall(report),
+        "scores": _scores(report),
+        "rates": _rates(report),
+        "classes": _classes(report),
+        "frontier": _frontier(report),
+    }
 
 
 def _recall(report: Report) -> list[Figure]:
@@ -104,41 +113,71 @@ def _recall(report: Report) -> list[Figure]:
     return [Figure("recall", "Recall@K", charts.describe_recall(report), charts.recall_chart(report), table)]
 
 
+def _rates(report: Report) -> list[Figure]:
+    """ROC and DET curves of all models."""
+    table = rates_table(report)
+    if table is None:
+        return []
+    told = rate_charts.describe_rates(report)
+    return [
+        Figure("roc", "ROC: true accepts over false accepts", told, rate_charts.roc_chart(report)),
+        Figure("det", "DET: false rejects over false accepts", told, rate_charts.det_chart(report)),
+    ]
+
+
+def _frontier(report: Report) -> list[Figure]:
+    table = frontier_table(report)
+    if table is None:
+        return []
+    told = rate_charts.describe_frontier(report)
+    return [Figure("frontier", "Recall and latency", told, rate_charts.frontier_chart(report), table)]
+
+
+def _cards(report: Report) -> list[tuple[str, ThresholdCard, Table, Table | None]]:
+    cards = [(model.name, model.threshold_card) for model in report.models]
+    return [(name, card, card_table(card), failing_table(card)) for name, card in cards if card is not None]
+
+
+def _threshold(model: ModelSection) -> float | None:
+    return None if model.threshold_card is None else model.threshold_card.threshold
+
+
 def _scores(report: Report) -> list[Figure]:
     """A histogram a model, all on the same axes."""
-    measured = [(i, m.name, m.histogram) for i, m in enumerate(report.models) if m.histogram is not None]
+    measured = [(i, m, m.histogram) for i, m in enumerate(report.models) if m.histogram is not None]
     if not measured:
         return []
     lows, highs, tops = [], [], []
-    for _, _, histogram in measured:
+    for _, model, histogram in measured:
         occupied = np.flatnonzero(histogram.positive + histogram.negative)
         first, last = (occupied[0], occupied[-1] + 1) if len(occupied) else (0, len(histogram.positive))
         lows.append(float(histogram.edges[first]))
         highs.append(float(histogram.edges[last]))
+        if (threshold := _threshold(model)) is not None:
+            lows.append(threshold - 0.02)
+            highs.append(threshold + 0.02)
         tops.append(float(max(histogram.positive.max(), histogram.negative.max())))
     ends, top = (min(lows), max(highs)), 1.05 * max(tops) or 1.0
     return [
         Figure(
             id=f"scores-{i}",
-            caption=name,
-            description=charts.describe_scores(histogram),
-            chart=charts.score_chart(histogram, ends, top),
+            caption=model.name,
+            description=charts.describe_scores(histogram, _threshold(model)),
+            chart=charts.score_chart(histogram, ends, top, _threshold(model)),
             table=scores_table(histogram),
         )
-        for i, name, histogram in measured
+        for i, model, histogram in measured
     ]
 
 
 def _classes(report: Report) -> list[Figure]:
     """Threshold curves a model, all on the same utility axis."""
-    measured = [
-        (i, m.name, m.opis) for i, m in enumerate(report.models) if m.opis is not None and len(m.opis.utilities)
-    ]
+    measured = [(i, m, m.opis) for i, m in enumerate(report.models) if m.opis is not None and len(m.opis.utilities)]
     if not measured:
         return []
     bottom = min(float(opis.utilities.min()) for _, _, opis in measured)
     figures = []
-    for i, name, opis in measured:
+    for i, model, opis in measured:
         drawn, total = len(charts.drawn_classes(opis)), len(opis.class_labels)
         note = (
             f"{drawn} of {count(total)} classes drawn as lines, evenly from the worst to the best; "
@@ -149,9 +188,9 @@ def _classes(report: Report) -> list[Figure]:
         figures.append(
             Figure(
                 id=f"classes-{i}",
-                caption=name,
+                caption=model.name,
                 description=charts.describe_classes(opis),
-                chart=charts.class_chart(opis, max(0.0, bottom - 0.02)),
+                chart=charts.class_chart(opis, max(0.0, bottom - 0.02), _threshold(model)),
                 table=curve_table(opis),
                 extra=worst_classes_table(opis),
                 note=note,

@@ -9,11 +9,16 @@ from nearfar.eval.report.formatting import count, metric, shorten
 from nearfar.eval.report.model import ModelSection, QueryExample, Report
 from nearfar.eval.report.tables import (
     Table,
+    card_table,
+    failing_table,
+    frontier_table,
     metrics_table,
     opis_table,
     pairs_table,
+    rates_table,
     recall_table,
     settings_table,
+    tests_table,
     worst_classes_table,
 )
 
@@ -27,8 +32,17 @@ def report_markdown(report: Report) -> str:
     blocks += ["\n".join(f"- {escape(point)}" for point in told.points)] if told.points else []
     blocks += [escape(note) for note in report.notes]
     blocks += _section("Metrics", metrics_table(report))
+    blocks += _section("Tests of the differences", tests_table(report))
     blocks += _section("Recall@K", recall_table(report))
     blocks += _section("Scores of pairs", pairs_table(report))
+    blocks += _section("Error rates of pairs", rates_table(report))
+    for model in report.models:
+        if model.threshold_card is not None:
+            blocks += _section(f"Calibrated threshold, {model.name}", card_table(model.threshold_card))
+            blocks += [escape(model.threshold_card.promise)]
+            blocks += ["\n".join(f"- {escape(said)}" for said in model.threshold_card.assumptions)]
+            blocks += _section(f"Classes it fails, {model.name}", failing_table(model.threshold_card))
+    blocks += _section("Recall and latency", frontier_table(report))
     blocks += _section("Threshold consistency (OPIS)", opis_table(report))
     for model in report.models:
         if model.opis is not None:

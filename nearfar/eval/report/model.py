@@ -7,10 +7,15 @@ import platform
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime, timezone
+from functools import cached_property
 from typing import Any
 
 from nearfar.errors import InputError, UnknownNameError
 from nearfar.eval.ranking import RankingResult
+from nearfar.eval.run_comparison import Comparison
+from nearfar.eval.significance import compare_runs
+from nearfar.eval.thresholds.card import ThresholdCard
+from nearfar.eval.thresholds.curves import PairCurves
 from nearfar.eval.thresholds.histograms import ScoreHistogram
 from nearfar.eval.thresholds.opis import OPISResult
 
@@ -81,6 +86,21 @@ class QueryExample:
 
 
 @dataclass(frozen=True)
+class FrontierPoint:
+    """How well and how fast an index answers under one setting.
+
+    Attributes:
+        setting: what was set, for example "nprobe=8".
+        recall: share of the exact neighbours that it finds, in [0, 1].
+        milliseconds: time for one query.
+    """
+
+    setting: str
+    recall: float
+    milliseconds: float
+
+
+@dataclass(frozen=True)
 class ModelSection:
     """One model's results.
 
@@ -91,6 +111,15 @@ class ModelSection:
         opis: threshold consistency, or None when it was not measured.
         histogram: scores of positive and negative pairs, or None.
         worst_queries: see `nearfar.eval.report.worst_queries`.
+        answers: the queries that readers may search and filter, all of them or some; made by `worst_queries` with a
+            high limit. The page cuts their texts so that it stays below 8 MB.
+        curves: error rates of pairs by threshold, or None.
+        threshold_card: a calibrated threshold of pairs on cosines; drawn in the histogram.
+        frontier: recall and latency of the model's index under several settings.
+
+    Raises:
+        InputError: the card is one of queries, or of other scores than cosines; or a point of the frontier has a
+            recall outside [0, 1] or takes no time.
     """
 
     name: str
@@ -99,6 +128,17 @@ class ModelSection:
     opis: OPISResult | None = None
     histogram: ScoreHistogram | None = None
     worst_queries: Sequence[QueryExample] = ()
+    answers: Sequence[QueryExample] = ()
+    curves: PairCurves | None = None
+    threshold_card: ThresholdCard | None = None
+    frontier: Sequence[FrontierPoint] = ()
+
+    def __post_init__(self) -> None:
+        if self.threshold_card is not None:
+            self.threshold_card.require("pair", metric="cosine")
+        for point in self.frontier:
+            if not (0 <= point.recall <= 1 and point.milliseconds > 0):
+                raise InputError(f"model {self.name!r} has {point}; recall lies in [0, 1] and milliseconds above 0")
 
 
 @dataclass(frozen=True)
@@ -115,10 +155,12 @@ class Report:
         versions: library versions; those in use by default.
         created: ISO date and time; now (UTC) by default.
         notes: remarks of the author.
+        clusters: for each query id a cluster of queries that are not independent, such as synonyms of one term;
+            comparisons then count clusters, see `compare_runs`.
 
     Raises:
-        InputError: no model, two models of one name, a model without queries, or models scored on different
-            queries.
+        InputError: no model, two models of one name, a model without queries, models scored on different queries, or
+            a query without a cluster.
         UnknownNameError: a model lacks the primary metric.
     """
 
@@ -131,6 +173,15 @@ class Report:
     versions: Mapping[str, str] = field(default_factory=lambda: library_versions())
     created: str = field(default_factory=lambda: datetime.now(timezone.utc).isoformat(timespec="seconds"))
     notes: Sequence[str] = ()
+    clusters: Mapping[str, str] | None = None
+
+    @cached_property
+    def comparison(self) -> Comparison | None:
+        """Every later model against the first, Holm-corrected over all of them and all metrics; None for one model."""
+        if len(self.models) == 1:
+            return None
+        results = {model.name: model.ranking for model in self.models}
+        return compare_runs(results, baseline=self.models[0].name, clusters=self.clusters)
 
     def __post_init__(self) -> None:
         if not self.models:
@@ -143,6 +194,9 @@ class Report:
                 raise InputError(f"two models of the report are named {name!r}; give each its own name")
         for model in self.models:
             self._check(model)
+        for query in self.models[0].ranking.query_ids if self.clusters is not None else ():
+            if query not in (self.clusters or {}):
+                raise InputError(f"query {query!r} has no cluster; give clusters for every query that is scored")
 
     def _check(self, model: ModelSection) -> None:
         if not model.ranking.query_ids:

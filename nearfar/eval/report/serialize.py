@@ -5,12 +5,14 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import fields, is_dataclass
+from dataclasses import fields, is_dataclass, replace
 from typing import Any
 
 import numpy as np
+from pydantic import BaseModel
 
 from nearfar.eval.report.comparison import comparisons, verdict
+from nearfar.eval.report.explorer import explorer
 from nearfar.eval.report.model import Report
 
 FORMAT = "nearfar-report"
@@ -18,11 +20,16 @@ FORMAT_VERSION = 1
 
 
 def report_json(report: Report) -> str:
-    """The report as strict JSON text; numbers that are not finite become null."""
+    """The report as strict JSON text; numbers that are not finite become null.
+
+    The models' answers stand together under "explorer", each text once and whole.
+    """
+    answers = explorer(report, budget=None)
     content = {
         "format": FORMAT,
         "format_version": FORMAT_VERSION,
-        **plain(report),
+        **plain(replace(report, models=[replace(model, answers=()) for model in report.models])),
+        "explorer": answers and answers.content,
         "verdict": plain(verdict(report)),
         "comparisons": plain(comparisons(report)),
     }
@@ -44,6 +51,8 @@ def plain(value: Any) -> Any:
         return plain(value.item())
     if isinstance(value, np.ndarray):
         return plain(value.tolist())
+    if isinstance(value, BaseModel):
+        return plain(value.model_dump(mode="json"))
     if is_dataclass(value) and not isinstance(value, type):
         return {field.name: plain(getattr(value, field.name)) for field in fields(value)}
     if isinstance(value, Mapping):

@@ -9,15 +9,19 @@ from typing import Any
 
 import numpy as np
 
-from nearfar.eval.report.comparison import compare, overlap
-from nearfar.eval.report.formatting import NONE, count, metric, percent, signed, small
+from nearfar.eval.report.comparison import compared, mean_interval, overlap
+from nearfar.eval.report.formatting import NONE, STAR, count, metric, percent, signed, small
 from nearfar.eval.report.model import ModelSection, Report
 from nearfar.eval.report.serialize import plain
+from nearfar.eval.run_comparison import p_text
+from nearfar.eval.thresholds.card import ThresholdCard
+from nearfar.eval.thresholds.curves import PairCurves
 from nearfar.eval.thresholds.histograms import ScoreHistogram
 from nearfar.eval.thresholds.opis import OPISResult
 
 # The classes that suffer most from a common threshold, named in the table and drawn in the chart.
 WORST_CLASSES = 5
+FAILING_CLASSES = 10
 _ROWS_OF_A_CURVE = 7
 
 
@@ -39,12 +43,37 @@ class Table:
 
 
 def metrics_table(report: Report) -> Table:
-    """A row a metric: each model's mean and its difference from the first, with the half-width of its interval."""
+    """A row a metric: each model's mean, and its difference from the first with its 95 % bootstrap interval.
+
+    A star marks differences that are significant after Holm's correction. A single model gets the interval of its mean.
+    """
     header = ["Metric", report.models[0].name]
+    if len(report.models) == 1:
+        header.append("95\u00a0% interval")
     for model in report.models[1:]:
-        header += [model.name, "Difference"]
+        header += [model.name, "Difference (95\u00a0% interval)"]
     rows = [_metric_row(report, name) for name in _metric_names(report)]
     return Table("Mean of each metric over the queries", header, rows)
+
+
+def tests_table(report: Report) -> Table | None:
+    """Every comparison with its p-values, effect size and counts of queries, or None for one model."""
+    if report.comparison is None:
+        return None
+    rows = [
+        [
+            row.metric,
+            f"{row.run} against {row.baseline}",
+            p_text(row.p_randomisation).removeprefix("= "),
+            p_text(row.p_value).removeprefix("= "),
+            small(row.effect_size),
+            " / ".join(count(number) for number in (len(row.wins), row.ties, len(row.losses))),
+            small(row.minimum_detectable_difference),
+        ]
+        for row in report.comparison.rows
+    ]
+    header = ["Metric", "Models", "p", "p (Holm)", "Effect size", "Won / same / lost", "Detectable difference"]
+    return Table("Tests of the differences", header, rows, text_columns=(0, 1))
 
 
 def recall_table(report: Report) -> Table | None:
@@ -151,6 +180,58 @@ def pairs_table(report: Report) -> Table | None:
     return Table("Pairs behind the histograms", header, rows, text_columns=(0, 3)) if rows else None
 
 
+def rates_table(report: Report) -> Table | None:
+    """Operating points of the pairs, a column a model: equal error rate, and true accepts at fixed false accepts."""
+    measured = [(model.name, model.curves) for model in report.models if model.curves is not None]
+    if not measured:
+        return None
+    curves = [curve for _, curve in measured]
+    levels = sorted({point.level for curve in curves for point in curve.operating_points}, reverse=True)
+    rows = [
+        ["Equal error rate (EER)", *(f"{percent(c.eer)} at cosine {metric(c.eer_threshold)}" for c in curves)],
+        *([f"TAR at FAR {percent(level)}", *(_tar(curve, level) for curve in curves)] for level in levels),
+        ["Area under the ROC curve", *(metric(c.auc) for c in curves)],
+        ["Pairs scored", *("a sample" if c.sampled else "all" for c in curves)],
+    ]
+    return Table("Operating points of single pairs", ["Quantity", *(name for name, _ in measured)], rows)
+
+
+def frontier_table(report: Report) -> Table | None:
+    """A row a setting of an index, or None when no frontier was measured."""
+    rows = [
+        [model.name, point.setting, metric(point.recall), f"{point.milliseconds:.3g}"]
+        for model in report.models
+        for point in sorted(model.frontier, key=lambda point: point.milliseconds)
+    ]
+    header = ["Model", "Setting", "Recall of exact neighbours", "Milliseconds a query"]
+    return Table("Recall and latency of the index", header, rows, text_columns=(0, 1)) if rows else None
+
+
+def card_table(card: ThresholdCard) -> Table:
+    """What a calibrated threshold promises, in numbers."""
+    rows = [
+        ["Threshold, cosine", metric(card.threshold)],
+        ["Risk", card.risk],
+        ["Level (alpha)", small(card.alpha)],
+        ["Chance of a broken promise (delta)", small(card.delta)],
+        ["Measured risk", percent(card.estimated_risk)],
+        ["Certified below", NONE if card.certified_risk is None else percent(card.certified_risk)],
+        ["Independent units", f"{count(card.units)} {card.unit.replace('_', ' ')}"],
+        *([f"Measured {name}", percent(rate)] for name, rate in card.rates.items()),
+    ]
+    return Table("Terms of the calibrated threshold", ["Quantity", "Value"], rows)
+
+
+def failing_table(card: ThresholdCard) -> Table | None:
+    """The classes for which the threshold does not keep its level, worst first; None when there are none."""
+    rows = [[str(failure.label), percent(failure.rate)] for failure in card.failing_classes[:FAILING_CLASSES]]
+    total = len(card.failing_classes)
+    caption = "Classes that exceed the level" + (
+        f", the worst {len(rows)} of {count(total)}" if total > len(rows) else ""
+    )
+    return Table(caption, ["Class", "Own rate"], rows) if rows else None
+
+
 def settings_table(caption: str, settings: Mapping[str, Any]) -> Table | None:
     """A row a setting; nested mappings are named with dots."""
     rows = [[name, value] for name, value in flatten(plain(settings))]
@@ -192,18 +273,29 @@ def _metric_names(report: Report) -> list[str]:
 def _metric_row(report: Report, name: str) -> list[str]:
     baseline = report.models[0]
     row = [name, metric(baseline.ranking.mean.get(name))]
+    if len(report.models) == 1:
+        interval = mean_interval(report, baseline, name)
+        row.append(NONE if interval is None else f"{metric(interval[0])} to {metric(interval[1])}")
     for model in report.models[1:]:
-        row += [metric(model.ranking.mean.get(name)), _difference(baseline, model, name)]
+        row += [metric(model.ranking.mean.get(name)), _difference(report, model, name)]
     return row
 
 
-def _difference(baseline: ModelSection, model: ModelSection, name: str) -> str:
-    if name not in baseline.ranking.mean or name not in model.ranking.mean:
+def _difference(report: Report, model: ModelSection, name: str) -> str:
+    change = compared(report, report.models[0].name, model.name, name)
+    if change is None:
         return NONE
-    change = compare(baseline, model, name)
-    if change.high is None:
-        return signed(change.difference)
-    return f"{signed(change.difference)} ± {metric(change.high - change.difference)}"
+    mark = f" {STAR}" if change.significant else ""
+    if change.low is None or change.high is None:
+        return signed(change.difference) + mark
+    return f"{signed(change.difference)} ({signed(change.low)} to {signed(change.high)}){mark}"
+
+
+def _tar(curves: PairCurves, level: float) -> str:
+    for point in curves.operating_points:
+        if point.level == level:
+            return f"{percent(point.tar)} at cosine {metric(point.threshold)}"
+    return NONE
 
 
 def _sizes(opis: OPISResult) -> str:

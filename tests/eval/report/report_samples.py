@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import numpy as np
 
-from nearfar.eval import OPISResult, RankingResult, ScoreHistogram
-from nearfar.eval.report import ModelSection, worst_queries
+from nearfar.eval import ClassFailure, OPISResult, RankingResult, ScoreHistogram, ThresholdCard
+from nearfar.eval.report import FrontierPoint, ModelSection, worst_queries
+from nearfar.eval.thresholds.curves import PairCurves, pair_curves
 
 
 def make_ranking(ranks: np.ndarray, ids: list[str] | None = None) -> RankingResult:
@@ -49,7 +50,40 @@ def make_histogram(mean: float = 0.6, bins: int = 40, seed: int = 0) -> ScoreHis
     return ScoreHistogram(edges, positive, negative, 2000, 2000, False)
 
 
-def make_section(name: str, seed: int, queries: int = 40, worst: int = 3) -> ModelSection:
+def make_curves(noise: float = 0.8, seed: int = 0) -> PairCurves:
+    rng = np.random.default_rng(seed)
+    labels = rng.integers(0, 20, 200)
+    return pair_curves(rng.normal(size=(20, 16))[labels] + noise * rng.normal(size=(200, 16)), labels)
+
+
+def make_card(threshold: float = 0.512, failing: int = 12, prefix: str = "class ") -> ThresholdCard:
+    return ThresholdCard(
+        kind="pair",
+        threshold=threshold,
+        risk="far",
+        alpha=0.01,
+        delta=0.05,
+        unit="class_pairs",
+        units=150,
+        classes=300,
+        samples=1200,
+        estimated_risk=0.004,
+        certified_risk=0.01,
+        rates={"miss": 0.25},
+        promise="With confidence 0.95, few pairs are accepted wrongly.",
+        assumptions=("Classes are independent draws.", "Nothing drifts."),
+        failing_classes=tuple(ClassFailure(label=f"{prefix}{i}", rate=0.5 - 0.01 * i) for i in range(failing)),
+        seed=0,
+        created="2026-01-09T07:05:00+00:00",
+        versions={},
+    )
+
+
+def make_frontier() -> list[FrontierPoint]:
+    return [FrontierPoint(f"nprobe={n}", 1 - 0.4 / n, 0.02 * n) for n in (1, 4, 16)]
+
+
+def make_section(name: str, seed: int, queries: int = 40, worst: int = 3, text: str = "text of") -> ModelSection:
     """A model whose answers lie at seeded ranks, with all parts of a section."""
     ranks = np.random.default_rng(seed).integers(1, 25, queries)
     ranking = make_ranking(ranks)
@@ -59,7 +93,7 @@ def make_section(name: str, seed: int, queries: int = 40, worst: int = 3) -> Mod
         ordered = [*others[: rank - 1], f"{query}-answer", *others[rank - 1 :]][:20]
         run[query] = {document: 1.0 - 0.01 * i for i, document in enumerate(ordered)}
         qrels[query] = {f"{query}-answer": 1}
-    documents = {d: f"text of {d}" for q in run for d in [*run[q], f"{q}-answer"]}
+    documents = {d: f"{text} {d}" for q in run for d in [*run[q], f"{q}-answer"]}
     queries_ = {query: f"question {query}" for query in run}
     return ModelSection(
         name=name,
@@ -68,4 +102,6 @@ def make_section(name: str, seed: int, queries: int = 40, worst: int = 3) -> Mod
         opis=make_opis(seed=seed),
         histogram=make_histogram(seed=seed),
         worst_queries=worst_queries(ranking, run, queries_, documents, qrels, "RR@10", limit=worst),
+        answers=worst_queries(ranking, run, queries_, documents, qrels, "RR@10", limit=queries),
+        curves=make_curves(seed=seed),
     )

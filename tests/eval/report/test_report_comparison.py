@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 
 from nearfar.errors import InputError, UnknownNameError
-from nearfar.eval import RankingResult, ScoreHistogram
-from nearfar.eval.report import ModelSection, Report, library_versions
-from nearfar.eval.report.comparison import compare, comparisons, contrast, overlap, verdict
-from tests.eval.report.report_samples import make_histogram, make_opis, make_ranking, make_section
+from nearfar.eval import RankingResult, ScoreHistogram, calibrate_no_answer, compare_runs
+from nearfar.eval.report import FrontierPoint, ModelSection, Report, library_versions
+from nearfar.eval.report.comparison import compared, comparisons, contrast, mean_interval, overlap, verdict
+from tests.eval.report.report_samples import make_card, make_histogram, make_opis, make_ranking, make_section
 
 
 def section(name: str, ranks: list[int], **more: object) -> ModelSection:
@@ -21,22 +21,31 @@ def two(before: list[int], after: list[int], **more: object) -> Report:
     return Report("t", "d", [section("old", before, **more), section("new", after, **more)], "R@1")
 
 
-def test_interval_is_that_of_the_paired_mean() -> None:
+def test_numbers_are_those_of_compare_runs() -> None:
     rng = np.random.default_rng(0)
-    before, after = rng.integers(1, 20, 200), rng.integers(1, 12, 200)
-    change = compare(section("a", list(before)), section("b", list(after)), "RR@10")
-    value = [1 / b if b <= 10 else 0.0 for b in before]
-    new = [1 / a if a <= 10 else 0.0 for a in after]
-    differences = [y - x for x, y in zip(value, new, strict=True)]
-    mean = statistics.fmean(differences)
-    error = statistics.stdev(differences) / len(differences) ** 0.5
-    normal = statistics.NormalDist(mean, error)
-    assert change.difference == pytest.approx(mean)
-    assert change.low == pytest.approx(normal.inv_cdf(0.025))
-    assert change.high == pytest.approx(normal.inv_cdf(0.975))
-    assert change.risen == sum(d > 0 for d in differences)
-    assert change.fallen == sum(d < 0 for d in differences)
-    assert change.unchanged == sum(d == 0 for d in differences)
+    ranks = [list(rng.integers(1, top, 200)) for top in (20, 12, 16)]
+    report = Report("t", "d", [section(name, of) for name, of in zip("abc", ranks, strict=True)], "RR@10")
+    results = {model.name: model.ranking for model in report.models}
+    expected = compare_runs(results, baseline="a")
+    assert comparisons(report) == expected.rows
+    assert [(row.run, row.metric) for row in expected.rows] == [(r, m) for r in "bc" for m in ("R@1", "R@10", "RR@10")]
+    assert compared(report, "a", "c", "R@10") == expected.rows[4]
+
+
+def test_a_comparison_turned_round_says_the_same() -> None:
+    rng = np.random.default_rng(1)
+    ranks = [list(rng.integers(1, 20, 60)) for _ in range(3)]
+    report = Report("t", "d", [section(name, of) for name, of in zip("abc", ranks, strict=True)], "RR@10")
+    there, back = compared(report, "a", "b", "RR@10"), compared(report, "b", "a", "RR@10")
+    assert there is not None
+    assert back is not None
+    assert there.low is not None
+    assert (back.run, back.baseline, back.difference) == ("a", "b", -there.difference)
+    assert (back.high, back.wins, back.p_value) == (-there.low, there.losses, there.p_value)
+    direct = compare_runs({m.name: m.ranking for m in report.models[:2]}, baseline="b", metrics=["RR@10"]).rows[0]
+    assert back.effect_size == pytest.approx(direct.effect_size)
+    assert (back.wins, back.losses, back.ties) == (direct.wins, direct.losses, direct.ties)
+    assert compared(report, "b", "c", "RR@10") is None  # neither is the report's first
 
 
 def test_queries_are_paired_by_id_not_by_place() -> None:
@@ -45,16 +54,37 @@ def test_queries_are_paired_by_id_not_by_place() -> None:
     shuffled = np.random.default_rng(0).permutation(40)
     first = ModelSection("a", make_ranking(ranks, ids))
     second = ModelSection("b", make_ranking(ranks[shuffled], [ids[i] for i in shuffled]))
-    change = compare(first, second, "RR@10")
-    assert (change.risen, change.fallen, change.unchanged) == (0, 0, 40)
-    assert change.low == change.high == 0
+    change = compared(Report("t", "d", [first, second], "R@1"), "a", "b", "RR@10")
+    assert change is not None
+    assert (change.wins, change.losses, change.ties) == ([], [], 40)
 
 
-def test_few_queries_have_no_interval() -> None:
-    change = compare(section("a", [2] * 29), section("b", [1] * 29), "R@1")
-    assert change.low is None
-    assert change.high is None
-    assert change.clear
+def test_clusters_widen_what_the_page_says() -> None:
+    rng = np.random.default_rng(0)
+    before = rng.integers(1, 12, 60).repeat(4)
+    after = (rng.integers(1, 12, 60) - 2).clip(1).repeat(4)
+    alone = two(list(before), list(after))
+    clustered = replace(alone, clusters={f"q{i}": f"c{i // 4}" for i in range(240)})
+    free, tied = compared(alone, "old", "new", "RR@10"), compared(clustered, "old", "new", "RR@10")
+    assert free is not None
+    assert tied is not None
+    assert (tied.units, free.units) == (60, 240)
+    assert tied.high - tied.low > 1.5 * (free.high - free.low)  # type: ignore[operator]
+    assert "240 queries in 60 clusters" in verdict(clustered).headline
+    with pytest.raises(InputError, match="query 'q0' has no cluster"):
+        replace(alone, clusters={})
+
+
+def test_the_interval_of_a_single_mean_covers_it() -> None:
+    """Against the normal approximation, which is good for 2,000 queries."""
+    ranks = np.random.default_rng(0).integers(1, 12, 2000)
+    report = Report("t", "d", [ModelSection("a", make_ranking(ranks))], "R@1")
+    values = report.models[0].ranking.per_query["RR@10"]
+    interval = mean_interval(report, report.models[0], "RR@10")
+    normal = statistics.NormalDist(values.mean(), values.std(ddof=1) / 2000**0.5)
+    assert interval == pytest.approx((normal.inv_cdf(0.025), normal.inv_cdf(0.975)), abs=1e-3)
+    lone = Report("t", "d", [section("a", [1])], "R@1")
+    assert mean_interval(lone, lone.models[0], "R@1") is None
 
 
 @pytest.mark.parametrize(
@@ -72,7 +102,7 @@ def test_headline(before: list[int], after: list[int], word: str) -> None:
 
 def test_headline_of_one_model() -> None:
     told = verdict(Report("t", "d", [section("only", [1, 2, 1, 1])], "R@1"))
-    assert told.headline == "R@1 on 4 queries of d is 0.750."
+    assert told.headline.startswith("R@1 on 4 queries of d is 0.750; 95\u00a0% interval ")
     assert told.points == []
 
 
@@ -121,9 +151,21 @@ def test_overlap_against_a_loop() -> None:
     assert overlap(same) == pytest.approx(1)
 
 
-def test_comparisons_cover_every_shared_metric() -> None:
-    report = two([1] * 40, [2] * 40)
-    assert [c.metric for c in comparisons(report)] == ["R@1", "R@10", "RR@10"]
+def test_a_difference_that_chance_explains_is_told_as_such() -> None:
+    told = verdict(two([1, 2] * 20, [2, 1] * 19 + [1, 1]))
+    assert "p = 1.000" in told.headline.replace("\u00a0", " ")
+    assert any("four times in five" in point for point in told.points)
+    few = verdict(two([2, 2, 2, 2], [1, 1, 1, 2]))
+    assert "did not clearly change" in few.headline
+    assert any("no p-value below 0.25 was possible" in point for point in few.points)
+
+
+def test_points_tell_the_calibrated_threshold() -> None:
+    points = verdict(Report("t", "d", [section("a", [1, 2], threshold_card=make_card())], "R@1")).points
+    (told,) = [point for point in points if "0.512" in point]
+    assert "“a”" in told
+    assert "few pairs are accepted wrongly" in told
+    assert "12 classes exceed it" in told
 
 
 def test_a_report_refuses_what_cannot_be_compared() -> None:
@@ -138,6 +180,14 @@ def test_a_report_refuses_what_cannot_be_compared() -> None:
         Report("t", "d", [ModelSection("a", RankingResult([], {}, {}, [], [], 0.0, 0))], "R@1")
     with pytest.raises(InputError, match=r"different queries, for example 'q2' \(1 in all\)"):
         Report("t", "d", [good, section("b", [1, 2, 3])], "R@1")
+
+
+def test_cards_and_frontiers_are_checked() -> None:
+    query_card = calibrate_no_answer([0.2, 0.5, 0.4] * 20, alpha=0.1, corpus_size=10)
+    with pytest.raises(InputError, match="query card"):
+        section("a", [1, 2], threshold_card=query_card)
+    with pytest.raises(InputError, match="recall lies in"):
+        section("a", [1, 2], frontier=[FrontierPoint("nprobe=1", 1.5, 0.1)])
 
 
 def test_a_single_note_is_one_note() -> None:

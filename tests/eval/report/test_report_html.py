@@ -7,15 +7,26 @@ import json
 import re
 from dataclasses import replace
 from html.parser import HTMLParser
+from statistics import NormalDist
 from typing import Any
 
 import numpy as np
 import pytest
 
-from nearfar.eval.report import ExpectedDocument, ModelSection, QueryExample, Report, ReturnedDocument
+from nearfar.eval import compare_runs
+from nearfar.eval.report import ExpectedDocument, FrontierPoint, ModelSection, QueryExample, Report, ReturnedDocument
 from nearfar.eval.report.charts import MAX_CLASS_LINES, drawn_classes
-from nearfar.eval.report.html import report_html, script_json
-from tests.eval.report.report_samples import make_histogram, make_opis, make_ranking, make_section
+from nearfar.eval.report.html import report_html
+from nearfar.eval.report.html_json import script_json
+from tests.eval.report.report_samples import (
+    make_card,
+    make_curves,
+    make_frontier,
+    make_histogram,
+    make_opis,
+    make_ranking,
+    make_section,
+)
 
 HOSTILE = "</script><script>alert(1)</script><img src=x onerror=alert(2)>\"'&{{ 7 * 7 }}--><!--"
 
@@ -29,6 +40,7 @@ class Page(HTMLParser):
         self.open: list[str] = []
         self.texts: list[str] = []
         self.scripts: list[str] = []
+        self.data: dict[str, str] = {}
         self.tables: list[list[list[str]]] = []
         self.headings: list[tuple[int, str]] = []
         self.feed(text)
@@ -36,7 +48,7 @@ class Page(HTMLParser):
 
     def handle_starttag(self, tag: str, attrs: list[tuple[str, str | None]]) -> None:
         self.tags.append((tag, dict(attrs)))
-        if tag not in {"meta", "br", "link", "img"}:
+        if tag not in {"meta", "br", "link", "img", "input"}:
             self.open.append(tag)
         if tag == "table":
             self.tables.append([])
@@ -47,12 +59,17 @@ class Page(HTMLParser):
         if re.fullmatch(r"h[1-6]", tag):
             self.headings.append((int(tag[1]), ""))
         if tag == "script":
-            self.scripts.append("")
+            self.into = dict(attrs).get("id")
+            if self.into is None:
+                self.scripts.append("")
 
     def handle_endtag(self, tag: str) -> None:
         assert self.open.pop() == tag, f"{tag} closes what it did not open"
 
     def handle_data(self, data: str) -> None:
+        if "script" in self.open and self.into is not None:
+            self.data[self.into] = self.data.get(self.into, "") + data
+            return
         if "script" in self.open:
             self.scripts[-1] += data
             return
@@ -68,7 +85,7 @@ class Page(HTMLParser):
         return " ".join(" ".join(self.texts).split())
 
     def charts(self) -> dict[str, Any]:
-        loaded: dict[str, Any] = json.loads(self.scripts[0])
+        loaded: dict[str, Any] = json.loads(self.data["charts"])
         return loaded
 
 
@@ -91,11 +108,10 @@ def test_the_policy_admits_exactly_the_scripts_of_the_page(report: Report) -> No
     page = Page(report_html(report))
     policy = next(a["content"] or "" for t, a in page.tags if t == "meta" and "http-equiv" in a)
     admitted = set(re.findall(r"'sha256-([^']+)'", policy))
-    data, *code = page.scripts
-    assert {base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in code} == admitted
+    assert {base64.b64encode(hashlib.sha256(s.encode()).digest()).decode() for s in page.scripts} == admitted
     assert "default-src 'none'" in policy
     assert "unsafe-eval" not in policy
-    json.loads(data)
+    assert all(attributes.get("type") in {None, "application/json"} for t, attributes in page.tags if t == "script")
 
 
 def test_headings_form_an_outline(report: Report) -> None:
@@ -109,7 +125,9 @@ def test_headings_form_an_outline(report: Report) -> None:
         "Verdict",
         "Metrics",
         "Scores of pairs",
+        "Error rates of pairs",
         "One threshold for every class?",
+        "Every query",
         "Worst queries",
         "Provenance",
     ]
@@ -130,7 +148,7 @@ def test_every_chart_has_words_a_table_and_a_specification(report: Report) -> No
     page = Page(report_html(report))
     charts = {a["id"]: a for t, a in page.tags if t == "div" and a.get("class") == "chart"}
     assert set(charts) == set(page.charts())
-    assert set(charts) == {"recall", "scores-0", "scores-1", "classes-0", "classes-1"}
+    assert set(charts) == {"recall", "scores-0", "scores-1", "roc", "det", "classes-0", "classes-1"}
     for attributes in charts.values():
         assert attributes["role"] == "img"
         assert len(attributes["aria-label"] or "") > 20
@@ -140,12 +158,15 @@ def test_every_chart_has_words_a_table_and_a_specification(report: Report) -> No
 def test_metrics_table_holds_the_values(report: Report) -> None:
     before, after = report.models
     rows = Page(report_html(report)).tables[0]
-    assert rows[0] == ["Metric", "before", "after", "Difference"]
+    assert rows[0] == ["Metric", "before", "after", "Difference (95\u00a0% interval)"]
+    expected = {row.metric: row for row in compare_runs({m.name: m.ranking for m in report.models}).rows}
     for name, old, new, difference in rows[1:]:
         assert old == f"{before.ranking.mean[name]:.3f}"
         assert new == f"{after.ranking.mean[name]:.3f}"
-        gap = after.ranking.mean[name] - before.ranking.mean[name]
-        assert float(difference.split(" ± ")[0].replace("\u2212", "-")) == pytest.approx(gap, abs=6e-4)
+        told = [float(number) for number in re.findall(r"[-+]?\d\.\d+", difference.replace("\u2212", "-"))]
+        row = expected[name]
+        assert told == pytest.approx([row.difference, row.low, row.high], abs=6e-4)
+        assert difference.endswith("★") == row.significant
     assert {row[0] for row in rows[1:]} == set(before.ranking.mean)
 
 
@@ -215,12 +236,24 @@ def hostile_report() -> Report:
         [ReturnedDocument(HOSTILE, HOSTILE, 0.5, 1, 1, True)],
         1,
     )
+    card = make_card(prefix=HOSTILE).model_copy(update={"promise": HOSTILE, "assumptions": (HOSTILE,)})
     ranking = make_ranking(np.array([1, 2]), [HOSTILE, "q"])
     per_query = {**ranking.per_query, HOSTILE: np.array([0.0, 1.0])}
     ranking = replace(ranking, per_query=per_query, mean={**ranking.mean, HOSTILE: 0.5})
     opis = make_opis(prefix=HOSTILE)
     models = [
-        ModelSection(name, ranking, {1: 0.5}, opis, make_histogram(), [example])
+        ModelSection(
+            name,
+            ranking,
+            {1: 0.5},
+            opis,
+            make_histogram(),
+            [example],
+            [example],
+            make_curves(),
+            card,
+            [FrontierPoint(HOSTILE, 0.5, 1.0)],
+        )
         for name in (HOSTILE, f"{HOSTILE} again")
     ]
     return Report(
@@ -240,11 +273,12 @@ def test_hostile_texts_are_inert() -> None:
     text = report_html(hostile_report())
     page = Page(text)
     tags = [tag for tag, _ in page.tags]
-    assert tags.count("script") == 3
+    assert tags.count("script") == 4
     assert "img" not in tags
     assert not any(name.startswith("on") for _, attributes in page.tags for name in attributes)
     assert HOSTILE in "".join(page.texts)  # shown letter by letter, not evaluated
-    outside = text.replace(page.scripts[1], "")
+    outside = text.replace(page.scripts[0], "")
+    assert json.loads(page.data["answers"])["documents"][0][0] == HOSTILE
     assert "<script>alert" not in outside
     assert "<img" not in outside
 
@@ -266,14 +300,18 @@ def test_charts_show_hostile_names_letter_by_letter() -> None:
 
 def test_one_model(report: Report) -> None:
     page = Page(report_html(replace(report, models=report.models[:1])))
-    assert page.tables[0][0] == ["Metric", "before"]
+    assert page.tables[0][0] == ["Metric", "before", "95\u00a0% interval"]
     assert "Differences are from" not in page.text
 
 
 def test_four_models(report: Report) -> None:
     models = [make_section(name, seed) for seed, name in enumerate("abcd")]
     page = Page(report_html(replace(report, models=models)))
-    assert page.tables[0][0] == ["Metric", "a", "b", "Difference", "c", "Difference", "d", "Difference"]
+    assert page.tables[0][0] == [
+        "Metric",
+        "a",
+        *(h for name in "bcd" for h in (name, "Difference (95\u00a0% interval)")),
+    ]
     assert len(page.charts()["recall"]["data"]) == 4
 
 
@@ -282,31 +320,84 @@ def test_sections_without_content_are_left_out(report: Report) -> None:
     page = Page(report_html(Report("t", "d", bare, "R@1", versions={})))
     assert [text for level, text in page.headings if level == 2] == ["Verdict", "Metrics", "Provenance"]
     assert page.charts() == {}
-    assert len(page.scripts) == 2  # no charts, no Plotly
+    assert len(page.scripts) == 1  # no charts, no Plotly
+    assert page.data["answers"] == "null"
 
 
 def test_parts_missing_from_one_model_only(report: Report) -> None:
     models = [
-        replace(report.models[0], opis=None, histogram=None, recall_curve={}, worst_queries=[]),
+        replace(
+            report.models[0], opis=None, histogram=None, recall_curve={}, worst_queries=[], curves=None, answers=[]
+        ),
         report.models[1],
     ]
     page = Page(report_html(replace(report, models=models)))
-    assert set(page.charts()) == {"recall", "scores-1", "classes-1"}
+    assert set(page.charts()) == {"recall", "scores-1", "roc", "det", "classes-1"}
+    assert len(page.charts()["roc"]["data"]) == 2  # a line and its operating points
     assert ["Quantity", "after"] in [table[0] for table in page.tables]
 
 
 def test_long_texts_are_cut_on_the_page(report: Report) -> None:
     example = report.models[0].worst_queries[0]
     endless = replace(example, text="word " * 5000, returned=[replace(example.returned[0], text="x" * 50_000)])
-    model = replace(report.models[0], worst_queries=[endless])
-    short = report_html(replace(report, models=[replace(model, worst_queries=[example])]))
-    assert len(report_html(replace(report, models=[model]))) < len(short) + 2000
+    model = replace(report.models[0], worst_queries=[endless], answers=[endless])
+    short = report_html(replace(report, models=[replace(model, worst_queries=[example], answers=[example])]))
+    assert len(report_html(replace(report, models=[model]))) < len(short) + 3000
 
 
-def test_a_large_report_stays_small() -> None:
+def test_rates_hold_the_values(report: Report) -> None:
+    page = Page(report_html(report))
+    curves = report.models[1].curves
+    assert curves is not None
+    line, marks = page.charts()["roc"]["data"][2:]
+    shown = curves.far >= 1e-5
+    np.testing.assert_allclose(line["x"], curves.far[shown], rtol=1e-3)
+    np.testing.assert_allclose(line["y"], 1 - curves.frr[shown], atol=1e-5)
+    assert marks["x"][0] == pytest.approx(curves.operating_points[0].far, rel=1e-3)
+    det = page.charts()["det"]["data"][2]
+    normal = NormalDist()
+    for x, y, (far, frr, _) in zip(det["x"], det["y"], det["customdata"], strict=True):
+        assert (normal.cdf(x), normal.cdf(y)) == pytest.approx((far, frr), rel=2e-2)
+    (table,) = [t for t in page.tables if t[1][0].startswith("Equal error rate")]
+    assert float(table[1][2].split("\u00a0")[0]) == pytest.approx(100 * curves.eer, rel=0.05)
+
+
+def test_a_card_is_drawn_and_its_failures_named(report: Report) -> None:
+    models = [report.models[0], replace(report.models[1], threshold_card=make_card(0.512))]
+    page = Page(report_html(replace(report, models=models)))
+    line = page.charts()["scores-1"]["data"][2]
+    assert line["x"] == [0.512, 0.512]
+    assert len(page.charts()["scores-0"]["data"]) == 2
+    assert page.charts()["classes-1"]["data"][0]["x"] == [0.512, 0.512]
+    (failing,) = [t for t in page.tables if t[0] == ["Class", "Own rate"]]
+    assert [row[0] for row in failing[1:]] == [f"class {i}" for i in range(10)]
+    assert "the worst 10 of 12" in page.text
+    assert "Nothing drifts." in page.text
+
+
+def test_a_threshold_beyond_all_scores_is_within_the_chart(report: Report) -> None:
+    models = [replace(report.models[0], threshold_card=make_card(0.999))]
+    chart = Page(report_html(replace(report, models=models))).charts()["scores-0"]
+    assert chart["layout"]["xaxis"]["range"][1] > 0.999
+
+
+def test_a_frontier_is_shown_when_given(report: Report) -> None:
+    models = [report.models[0], replace(report.models[1], frontier=make_frontier())]
+    page = Page(report_html(replace(report, models=models)))
+    (line,) = page.charts()["frontier"]["data"]
+    assert (line["x"], line["text"]) == ([0.02, 0.08, 0.32], ["nprobe=1", "nprobe=4", "nprobe=16"])
+    assert ["after", "nprobe=4", "0.900", "0.08"] in next(
+        t for t in page.tables if t[0][0] == "Model" and "Setting" in t[0]
+    )
+
+
+@pytest.mark.parametrize("queries", [1000, 4343])
+def test_a_large_report_stays_small(queries: int) -> None:
+    """Long texts, all of them different, and four models: nothing here compresses."""
     models = []
-    for seed, name in enumerate(("before", "after")):
-        section = make_section(name, seed, queries=4343, worst=20)
+    for seed, name in enumerate(("before", "after", "third", "fourth")):
+        section = make_section(name, seed, queries=queries, worst=20, text=f"{name} {'médecine générale ' * 40}")
         models.append(replace(section, opis=make_opis(classes=2000, steps=101, seed=seed)))
-    report = Report("t", "d", models, "R@1")
-    assert len(report_html(report).encode()) < 6e6
+    page = report_html(Report("t", "d", models, "R@1"))
+    assert len(page.encode()) < 8e6
+    assert re.search(r"texts end after \d+ characters", page)

@@ -13,7 +13,7 @@ from nearfar.errors import InputError
 from nearfar.eval.report import Report, write_report
 from nearfar.eval.report.markdown import report_markdown
 from nearfar.eval.report.serialize import report_json
-from tests.eval.report.report_samples import make_section
+from tests.eval.report.report_samples import make_card, make_section
 
 
 def strict(text: str) -> Any:
@@ -53,6 +53,24 @@ def test_json_equals_the_inputs(report: Report, tmp_path: Path) -> None:
         assert first["returned"][0]["score"] == model.worst_queries[0].returned[0].score
     assert content["verdict"]["headline"].startswith("R@1 on 40 queries")
     assert {c["metric"] for c in content["comparisons"]} == set(report.models[0].ranking.mean)
+    assert [len(wins["wins"]) + len(wins["losses"]) + wins["ties"] for wins in content["comparisons"]] == [40] * 3
+
+
+def test_json_holds_the_answers_once_and_whole(report: Report) -> None:
+    long = replace(report.models[0].answers[0], text="word " * 500)
+    models = [replace(report.models[0], answers=[long]), replace(report.models[1], threshold_card=make_card())]
+    content = strict(report_json(replace(report, models=models)))
+    assert [model["answers"] for model in content["models"]] == [[], []]
+    found = {query[0]: query for query in content["explorer"]["queries"]}
+    assert len(found) == 40
+    assert found[long.query_id][1] == long.text.strip()
+    ids = [document[0] for document in content["explorer"]["documents"]]
+    assert len(ids) == len(set(ids))
+    example = report.models[1].answers[3]
+    returned = found[example.query_id][5][1]
+    assert [ids[at] for at, _, _ in returned] == [document.id for document in example.returned]
+    assert content["models"][1]["threshold_card"]["threshold"] == 0.512
+    assert content["models"][0]["curves"]["eer"] == report.models[0].curves.eer  # type: ignore[union-attr]
 
 
 def test_json_has_no_nan(report: Report) -> None:
@@ -71,7 +89,7 @@ def test_json_has_no_nan(report: Report) -> None:
 
 
 def test_missing_parts_are_null(report: Report) -> None:
-    bare = replace(report.models[0], opis=None, histogram=None, recall_curve={}, worst_queries=[])
+    bare = replace(report.models[0], opis=None, histogram=None, recall_curve={}, worst_queries=[], curves=None)
     section = strict(report_json(replace(report, models=[bare])))["models"][0]
     assert (section["opis"], section["histogram"]) == (None, None)
     assert (section["recall_curve"], section["worst_queries"]) == ({}, [])
@@ -86,7 +104,7 @@ def test_markdown_tables_hold_the_values(report: Report) -> None:
     text = report_markdown(report)
     before, after = report.models
     header, rule, *rows = rows_below(text, "Metrics")
-    assert header == ["Metric", "before", "after", "Difference"]
+    assert header == ["Metric", "before", "after", "Difference (95 % interval)"]
     assert rule == [":---", "---:", "---:", "---:"]
     for row in rows:
         means = [f"{m.ranking.mean[row[0]]:.3f}" for m in (before, after)]
@@ -112,7 +130,7 @@ def test_markdown_escapes(report: Report) -> None:
 
 
 def test_markdown_of_a_bare_model(report: Report) -> None:
-    bare = replace(report.models[0], opis=None, histogram=None, recall_curve={}, worst_queries=[])
+    bare = replace(report.models[0], opis=None, histogram=None, recall_curve={}, worst_queries=[], curves=None)
     text = report_markdown(replace(report, models=[bare], recipe={}, versions={}, acknowledgement=""))
     assert [line for line in text.splitlines() if line.startswith("## ")] == ["## Metrics"]
 
