@@ -10,6 +10,7 @@ if TYPE_CHECKING:
     from nearfar.retrieval.index.results import Hit, SearchResult
     from nearfar.retrieval.index.vector_index import VectorIndex
     from nearfar.retrieval.retriever import Retriever
+    from nearfar.retrieval.thresholds import calibrate_search, calibrate_texts, load_threshold, save_threshold
     from nearfar.retrieval.training.fine_tune import FineTuneResult, fine_tune
 
 _MODULES = {
@@ -19,9 +20,13 @@ _MODULES = {
     "Retriever": "retriever",
     "SearchResult": "index.results",
     "VectorIndex": "index.vector_index",
+    "calibrate_search": "thresholds",
+    "calibrate_texts": "thresholds",
     "fine_tune": "training.fine_tune",
     "fingerprint": "encoders",
     "load_encoder": "encoders",
+    "load_threshold": "thresholds",
+    "save_threshold": "thresholds",
 }
 
 __all__ = [
@@ -31,9 +36,13 @@ __all__ = [
     "Retriever",
     "SearchResult",
     "VectorIndex",
+    "calibrate_search",
+    "calibrate_texts",
     "fine_tune",
     "fingerprint",
     "load_encoder",
+    "load_threshold",
+    "save_threshold",
 ]
 
 

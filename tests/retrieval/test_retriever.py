@@ -13,9 +13,18 @@ import torch
 from sentence_transformers import SentenceTransformer
 
 import nearfar.retrieval
-from nearfar.data import Document, demo_model
-from nearfar.errors import DuplicateIdError, InputError, ModelMismatchError
-from nearfar.retrieval import Retriever, VectorIndex, fingerprint
+from nearfar.data import Document, LabelledTexts, demo_model
+from nearfar.errors import DataFileError, DuplicateIdError, InputError, ModelMismatchError
+from nearfar.eval import calibrate_no_answer, calibrate_threshold
+from nearfar.retrieval import (
+    Retriever,
+    VectorIndex,
+    calibrate_search,
+    calibrate_texts,
+    fingerprint,
+    load_threshold,
+    save_threshold,
+)
 from nearfar.retrieval import retriever as module
 
 TEXTS = {
@@ -177,3 +186,75 @@ def test_names_load_on_first_use() -> None:
     assert set(nearfar.retrieval.__all__) == set(dir(nearfar.retrieval))
     with pytest.raises(AttributeError, match="no attribute 'Nothing'"):
         nearfar.retrieval.Nothing  # noqa: B018
+
+
+UNANSWERABLE = [f"{what} {number}" for number in range(10) for what in ("train to Geneva", "invoice", "football club",
+                "pizza recipe", "tax form", "guitar chord")]  # fmt: skip
+
+
+@pytest.mark.parametrize("factory", ["flat", "ivf"])
+def test_a_calibrated_search_answers_no_unanswerable_query(
+    tmp_path: Path, model: SentenceTransformer, factory: str
+) -> None:
+    filler = [Document(f"{i}", f"finding number {i} of the {word}") for i in range(300) for word in TEXTS]
+    documents = [Document(f"{row}", document.text) for row, document in enumerate(filler)] + DOCUMENTS
+    with Retriever.create(tmp_path / "i", model, factory=factory) as retriever:
+        retriever.index_documents(documents)
+        card = calibrate_search(retriever, UNANSWERABLE, alpha=0.05)
+        everything = model.similarity(
+            model.encode_query(UNANSWERABLE), model.encode_document([document.content for document in documents])
+        )
+        assert card.threshold == pytest.approx(float(everything.max()), abs=1e-5)  # 60 queries may not fail at all
+        assert (card.units, card.corpus_size, card.encoder) == (60, len(documents), fingerprint(model).digest)
+        retriever.index.set_threshold("search", card)
+    with Retriever.open(tmp_path / "i", model) as retriever:
+        assert (
+            retriever.search(UNANSWERABLE, 5, matches_only=True, nprobe=1000).counts.max() <= 1
+        )  # the worst one's own
+        found = retriever.search(["shaking of the hands", "train to Rome"], 5, matches_only="search")
+        run = retriever.run({"q1": "shaking of the hands", "q2": "train to Rome"}, 5, matches_only=card)
+        assert retriever.search([], matches_only=True).ids.shape == (0, 10)
+    assert found[0][0].id == "tremor"
+    assert found.counts[1] == 0
+    assert run == {"q1": {hit.id: hit.score for hit in found[0]}, "q2": {}}
+
+
+def test_groups_of_wordings_count_once(tmp_path: Path, model: SentenceTransformer) -> None:
+    with Retriever.create(tmp_path / "i", model) as retriever:
+        with pytest.raises(InputError, match="is empty; index the documents"):
+            calibrate_search(retriever, UNANSWERABLE, alpha=0.5)
+        retriever.index_documents(DOCUMENTS)
+        groups = [text.split()[0] for text in UNANSWERABLE]
+        assert calibrate_search(retriever, UNANSWERABLE, alpha=0.7, groups=groups).units == 6
+        with pytest.raises(InputError, match=r"6 independent groups cannot certify alpha=0\.05 .* smallest alpha"):
+            calibrate_search(retriever, UNANSWERABLE, alpha=0.05, groups=groups)
+        with pytest.raises(InputError, match="must be a list of unanswerable texts"):
+            calibrate_search(retriever, "train to Geneva", alpha=0.5)
+
+
+def test_a_model_s_folder_keeps_its_threshold(tmp_path: Path, model: SentenceTransformer) -> None:
+    texts = LabelledTexts([f"{how} {word}" for word in TEXTS for how in ("a", "the")], [w for w in TEXTS for _ in "ab"])
+    card = calibrate_texts(model, texts, risk="miss", alpha=0.6)
+    vectors = model.encode_document(texts.texts)
+    assert card.threshold == calibrate_threshold(vectors, texts.labels, risk="miss", alpha=0.6).threshold
+    with pytest.raises(InputError, match=r"smallest alpha they can is 0\.\d+"):
+        calibrate_texts(model, texts, risk="miss", alpha=0.01)
+    with pytest.raises(InputError, match="'fever' is in the texts and in the reference"):
+        calibrate_texts(model, texts, risk="class_far", alpha=0.5, reference=LabelledTexts(["hot"], ["fever"]))
+    folder = tmp_path / "model"
+    with pytest.raises(DataFileError, match="no such model folder"):
+        save_threshold(folder, card)
+    model.save(str(folder))
+    with pytest.raises(DataFileError, match=r"holds no threshold\.json; .*nearfar calibrate"):
+        load_threshold(folder)
+    assert save_threshold(folder, card) == folder / "threshold.json"
+    assert load_threshold(folder) == card
+    assert fingerprint(SentenceTransformer(str(folder))).digest == card.encoder  # the card is no part of the model
+    with pytest.raises(ModelMismatchError, match="calibrate again"):
+        save_threshold(folder, card.model_copy(update={"encoder": "0123456789abcdef"}))
+    with pytest.raises(InputError, match=r"a query card .* and a pair card is needed"):
+        save_threshold(folder, calibrate_no_answer([0.5] * 60, alpha=0.05, corpus_size=5, encoder=card.encoder))
+    assert load_threshold(folder) == card
+    (folder / "threshold.json").write_text("{", encoding="utf-8")
+    with pytest.raises(DataFileError, match="not a threshold card"):
+        load_threshold(folder)
