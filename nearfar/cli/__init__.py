@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import sys
+import warnings
 from collections.abc import Sequence
+from typing import Any
 
 from nearfar.errors import NearfarError
 
@@ -17,6 +19,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     Args:
         arguments: words after the program's name; those of the process when None.
     """
+    warnings.formatwarning = _one_line_warning
     sys.exit(run(arguments))
 
 
@@ -46,6 +49,10 @@ def run(arguments: Sequence[str] | None = None) -> int:
             raise
         return _complain(f"{message()} See nearfar --help.")
     return result if isinstance(result, int) else 0
+
+
+def _one_line_warning(message: Warning | str, *_: Any, **__: Any) -> str:
+    return f"warning: {message}\n"
 
 
 def _complain(message: str) -> int:

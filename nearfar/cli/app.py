@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from nearfar.cli import compare, demo, evaluate, index, losses, search, train
+from nearfar.cli import calibrate, compare, demo, evaluate, index, losses, search, train
 
 app = typer.Typer(
     name="nearfar",
@@ -16,6 +16,7 @@ app.command("demo", epilog=demo.EXAMPLE)(demo.demo)
 app.command("train", epilog=train.EXAMPLE)(train.train)
 app.command("search", epilog=search.EXAMPLE)(search.search)
 app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
+app.command("calibrate", epilog=calibrate.EXAMPLE)(calibrate.calibrate)
 app.command("compare", epilog=compare.EXAMPLE)(compare.compare)
 app.command("losses", epilog=losses.EXAMPLE)(losses.losses)
 app.add_typer(index.app, name="index")

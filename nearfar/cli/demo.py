@@ -24,12 +24,14 @@ _MARKER = "nearfar-demo.json"
 
 
 def demo(
-    output: Annotated[Path, typer.Option(help="Folder for the run, the index and the report.")] = Path("demo"),
+    output: Annotated[Path, typer.Option(help="Folder for the run, the index, the report and the test texts.")] = Path(
+        "demo"
+    ),
     seed: Annotated[int, typer.Option(help="Of the split and the training.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Fine-tune on medical terms, index them, and measure the gain on terms never seen in training."""
-    from nearfar.data import demo_dataset, demo_model
+    from nearfar.data import demo_dataset, demo_model, write_labelled
     from nearfar.eval import write_report
     from nearfar.retrieval import fine_tune
     from nearfar.retrieval.training.evaluator import RetrievalEvaluator
@@ -55,6 +57,7 @@ def demo(
     )
     after = _evaluate(out, output / "index", result.model, "after", data, seed, output / "run" / "model")
     report = write_report(_report(data, before, after, {**RECIPE, "seed": seed}), output / "report")
+    write_labelled(data.test_texts, output / "texts.jsonl")
     _show(out, before.headline(), after.headline())
     out.line(f"\nReport: {report}")
     out.line(f'Try: nearfar search {output / "index"} "can\'t stop shaking hands"')

@@ -55,6 +55,8 @@ def info(
     with VectorIndex.open(index) as opened:
         found = opened.info()
     out.table(["", ""], [[name, str(value)] for name, value in found.items() if not isinstance(value, list | dict)])
+    for name, card in found["thresholds"].items():
+        out.line(f"threshold {name!r}: {card['threshold']:.6f}, {card['risk']} at {card['alpha']:.4g}")
     out.result(found)
 
 
