@@ -1,8 +1,10 @@
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 
-from nearfar.eval import ClassFailure, OPISResult, RankingResult, ScoreHistogram, ThresholdCard
+from nearfar.eval import ClassFailure, OPISResult, RankingResult, ScoreHistogram, ThresholdCard, opis
 from nearfar.eval.report import FrontierPoint, ModelSection, worst_queries
 from nearfar.eval.thresholds.curves import PairCurves, pair_curves
 
@@ -21,12 +23,14 @@ def make_opis(classes: int = 12, steps: int = 21, seed: int = 0, prefix: str = "
     similarities = np.linspace(0.7, 0.3, steps)
     middle = rng.normal(0.6, 0.1, classes)
     utilities = 1 / (1 + np.exp((similarities[None] - middle[:, None]) / 0.08))
-    opis = float(utilities.var(axis=0).mean())
-    return OPISResult(
-        opis=opis,
-        epsilon_opis=4 * opis,
-        noise_floor=opis / 4,
-        corrected=opis * 3 / 4,
+    measured = opis(np.eye(4).repeat(2, axis=0), ["a", "a", "b", "b", "c", "c", "d", "d"], distances=[1.0, 1.1])
+    value = float(utilities.var(axis=0).mean())
+    return replace(
+        measured,
+        opis=value,
+        epsilon_opis=4 * value,
+        noise_floor=value / 4,
+        corrected=value * 3 / 4,
         thresholds=np.sqrt(2 - 2 * similarities),
         similarities=similarities,
         utilities=utilities,
@@ -35,9 +39,6 @@ def make_opis(classes: int = 12, steps: int = 21, seed: int = 0, prefix: str = "
         class_sizes=rng.integers(2, 9, classes),
         excluded_classes=["alone"],
         far_range=(1e-2, 1e-1),
-        epsilon=0.1,
-        negative_pairs=1000,
-        quantile_pairs=1000,
     )
 
 
