@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -84,7 +85,7 @@ def count_pairs(pairs: PairSet, bins: int, seed: int) -> tuple[NDArray[np.int64]
     return (*(_count_sample(pairs, bins, seed) if sampled else _count_all(pairs, bins)), sampled)
 
 
-def _count(cosines: NDArray[np.float64], bins: int) -> NDArray[np.int64]:
+def _count(cosines: NDArray[Any], bins: int) -> NDArray[np.int64]:
     # Rounding puts cosines of equal vectors just outside -1 and 1.
     return np.histogram(cosines.clip(-1.0, 1.0), bins, (-1.0, 1.0))[0].astype(np.int64)
 

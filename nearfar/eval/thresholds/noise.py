@@ -2,51 +2,15 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import numpy as np
 from numpy.typing import NDArray
+
+from nearfar.eval.thresholds.class_counts import ClassCounts, harmonic_mean
 
 _DRAWS = 1000
 
 
-@dataclass(frozen=True)
-class AcceptCounts:
-    """Accepted pairs at G thresholds, for the samples of T classes (sorted by class) of `total` samples.
-
-    Attributes:
-        positive: int64 (M, G), for each sample the accepted pairs with its own class.
-        negative: int64 (M, G), for each sample the accepted pairs with other classes.
-        sizes: int64 (T,), samples of each class; sums to M.
-        total: N, samples of the whole set, which includes those of classes that are too small.
-    """
-
-    positive: NDArray[np.int64]
-    negative: NDArray[np.int64]
-    sizes: NDArray[np.int64]
-    total: int
-
-    def by_class(self, values: NDArray[np.float64] | NDArray[np.int64]) -> NDArray[np.float64]:
-        """Sums over the samples of each class, (M, G) -> (T, G)."""
-        return np.add.reduceat(values, np.cumsum(self.sizes) - self.sizes, axis=0).astype(np.float64)
-
-    def sensitivity(self) -> NDArray[np.float64]:
-        """Share of accepted positive pairs, (T, G)."""
-        # Each pair is counted by both of its samples.
-        return self.by_class(self.positive) / (self.sizes * (self.sizes - 1))[:, None]
-
-    def specificity(self) -> NDArray[np.float64]:
-        """Share of rejected negative pairs, (T, G)."""
-        return 1.0 - self.by_class(self.negative) / (self.sizes * (self.total - self.sizes))[:, None]
-
-
-def harmonic_mean(a: NDArray[np.float64], b: NDArray[np.float64]) -> NDArray[np.float64]:
-    """2ab / (a + b), and 0 where both are 0."""
-    total = a + b
-    return np.divide(2.0 * a * b, total, out=np.zeros_like(total), where=total > 0)
-
-
-def noise_floor(counts: AcceptCounts, seed: int) -> float:
+def noise_floor(counts: ClassCounts, seed: int) -> float:
     """Expected OPIS when every class has the pooled true curve and only the drawn samples differ.
 
     At each threshold, for each class size n, utilities are drawn from a model whose moments come from the data:
@@ -97,15 +61,15 @@ def _pooled(values: NDArray[np.float64], sizes: NDArray[np.int64]) -> NDArray[np
     return np.asarray(np.clip(weights @ values, 0.0, 1.0))  # (T,) @ (T, G) -> (G,); rounding may leave [0, 1]
 
 
-def _shared_pair_covariance(counts: AcceptCounts, rate: NDArray[np.float64]) -> NDArray[np.float64]:
+def _shared_pair_covariance(counts: ClassCounts, rate: NDArray[np.float64]) -> NDArray[np.float64]:
     """Covariance of the acceptance of two pairs of a class that share a sample, (G,)."""
     n = counts.sizes.astype(np.float64)
     large = n >= 4 if (n >= 4).any() else n >= 3
     if not large.any():
         return np.zeros_like(rate)
     n = n[large][:, None]  # (T', 1)
-    pairs = counts.by_class(counts.positive)[large] / 2.0
-    both = counts.by_class(counts.positive * (counts.positive - 1))[large]  # ordered pairs that share a sample
+    pairs = counts.positive[large] / 2.0
+    both = counts.shared[large]
     shared = both / (n * (n - 1) * (n - 2))
     weights = n / n.sum()
     if n.min() >= 4:
@@ -118,12 +82,9 @@ def _shared_pair_covariance(counts: AcceptCounts, rate: NDArray[np.float64]) -> 
     return np.asarray(np.clip(covariance, 0.0, rate * (1.0 - rate) / 2.0))
 
 
-def _within_class_variance(counts: AcceptCounts) -> NDArray[np.float64]:
+def _within_class_variance(counts: ClassCounts) -> NDArray[np.float64]:
     """Variance within classes of the samples' own false-accept rates, (G,)."""
-    class_of = np.repeat(np.arange(len(counts.sizes)), counts.sizes)
-    rates = counts.negative / (counts.total - counts.sizes)[class_of][:, None]  # (M, G)
-    means = counts.by_class(rates) / counts.sizes[:, None]
-    return np.asarray(((rates - means[class_of]) ** 2).sum(axis=0) / (counts.sizes - 1).sum())
+    return np.asarray(counts.spread / (counts.sizes - 1).sum(), dtype=np.float64)
 
 
 def _draw_sensitivity(
@@ -141,4 +102,4 @@ def _draw_sensitivity(
     strength = 1.0 / correlation[clustered] - 1.0
     mean = rate[clustered]
     chance[:, clustered] = rng.beta(mean * strength, (1.0 - mean) * strength, (_DRAWS, len(mean)))
-    return rng.binomial(pairs, chance) / pairs
+    return np.asarray(rng.binomial(pairs, chance) / pairs, dtype=np.float64)

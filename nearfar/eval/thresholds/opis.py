@@ -10,9 +10,13 @@ from numpy.typing import NDArray
 
 from nearfar.errors import InputError
 from nearfar.eval.inputs import ArrayLike
-from nearfar.eval.thresholds.noise import AcceptCounts, harmonic_mean, noise_floor
-from nearfar.eval.thresholds.pairs import PairSet, l2_distances, pair_set
-from nearfar.eval.thresholds.quantiles import negative_distance_quantiles
+from nearfar.eval.thresholds.accept_counts import GROUPS, SampledCounts, count_all, count_sampled
+from nearfar.eval.thresholds.class_bootstrap import class_interval
+from nearfar.eval.thresholds.noise import noise_floor
+from nearfar.eval.thresholds.pairs import PairSet, pair_set
+from nearfar.eval.thresholds.quantiles import negative_distance_quantiles, sampled_distance_quantiles
+
+_QUANTILE_PAIRS = 4_000_000
 
 
 @dataclass(frozen=True)
@@ -26,6 +30,9 @@ class OPISResult:
         epsilon_opis: mean squared gap between the best and the worst `epsilon` share of the classes.
         noise_floor: the OPIS that sampling noise alone would give, were all classes alike.
         corrected: max(0, opis - noise_floor).
+        interval: ends of a 95 % interval of `opis`, by drawing the classes again with replacement: what other classes
+            of the same kind, with as many samples each, would show. It holds the noise that `opis` holds.
+        warning: in words, that more than half of `opis` is noise, and what to do; None when it is not.
         thresholds: float64 (G,), ascending L2 distances between unit vectors; a pair is accepted at or below
             one.
         similarities: float64 (G,), the same thresholds as cosines, descending.
@@ -38,13 +45,17 @@ class OPISResult:
             distances.
         epsilon: the share used for `epsilon_opis`.
         negative_pairs: number of unordered negative pairs in the set.
-        quantile_pairs: negative pairs that the far_range quantiles were read from: all of them.
+        quantile_pairs: negative pairs that the far_range quantiles were read from: all of them, unless sampled.
+        sample: samples that stood for all negatives, or None when every pair was looked at.
+        sampling_error: standard error of `opis` that comes from `sample`; 0 without.
     """
 
     opis: float
     epsilon_opis: float
     noise_floor: float
     corrected: float
+    interval: tuple[float, float]
+    warning: str | None
     thresholds: NDArray[np.float64]
     similarities: NDArray[np.float64]
     utilities: NDArray[np.float64]
@@ -56,6 +67,8 @@ class OPISResult:
     epsilon: float
     negative_pairs: int
     quantile_pairs: int
+    sample: int | None = None
+    sampling_error: float = 0.0
 
 
 def opis(
@@ -67,6 +80,7 @@ def opis(
     min_class_size: int = 2,
     seed: int = 0,
     distances: Sequence[float] | NDArray[np.float64] | None = None,
+    sample: int | None = None,
 ) -> OPISResult:
     """Measure how differently classes fare under one and the same threshold.
 
@@ -82,8 +96,8 @@ def opis(
     classes and noise cannot be told apart, and `corrected` is near zero whatever the classes do.
 
     Args:
-        embeddings: array or tensor (N, D), finite, no zero rows; scaled to length one and computed in
-            float64.
+        embeddings: array or tensor (N, D), finite, no zero rows; scaled to length one. Similarities of float64
+            are computed in float64, all others in float32; what follows is exact for the similarities so computed.
         labels: N integers of any size, or N strings.
         far_range: false-accept rates over all negative pairs between which thresholds are taken; 0.01 to 0.1
             in the paper. The distances there are exact quantiles (linear interpolation).
@@ -91,16 +105,21 @@ def opis(
         epsilon: share of the classes that `epsilon_opis` calls best and worst (by mean utility over the
             thresholds, at least one class, ties by label); 0.1 in the paper.
         min_class_size: classes with fewer samples are not measured, but serve as negatives. At least 2.
-        seed: of the draws behind `noise_floor`; nothing else is random.
+        seed: of the draws behind `noise_floor`, `interval` and `sample`; nothing else is random.
         distances: ascending L2 distances to use as thresholds, in place of `far_range` and `thresholds`.
+        sample: for sets too large for all pairs, how many samples, drawn at random, stand for all negatives (10,000
+            is a good start for a million). Every class is measured, on all its positive pairs and on the pairs of its
+            samples with these. The noise that this adds to `opis` is taken off again, so `opis` is no longer the plain
+            variance of `utilities`; what is left is stated in `sampling_error`.
 
     Returns:
-        The scores and every class's utility curve. Time grows with N squared (three passes over all pairs);
-        memory with N times the number of thresholds.
+        The scores and every class's utility curve. Time grows with N squared (two passes over all pairs), or with N
+        times `sample`; memory with N times the number of thresholds, 8 bytes each, or with `sample` the number of
+        classes times that of thresholds.
 
     Raises:
-        InputError: malformed embeddings or labels, an option out of range, fewer than two classes to measure,
-            or negatives that all lie at one distance.
+        InputError: malformed embeddings or labels, an option out of range, a sample below 100 or above N, fewer
+            than two classes to measure, or negatives that all lie at one distance.
 
     Example:
         >>> import numpy as np
@@ -121,25 +140,28 @@ def opis(
             f"{int(measured.sum())} of {len(measured)} classes have at least min_class_size={min_class_size} samples; "
             "OPIS compares two or more"
         )
-    if distances is None:
-        low, high = negative_distance_quantiles(pairs, far_range)
-        if low == high:
-            raise InputError(
-                f"the negative pairs lie at one distance ({low:.6g}) between the false-accept rates {far_range}: "
-                "the embeddings have collapsed, or far_range is too narrow"
-            )
-        grid = np.linspace(low, high, thresholds)
+    if sample is not None and not 10 * GROUPS <= sample <= len(pairs.codes):
+        raise InputError(f"sample is {sample}; it must lie between {10 * GROUPS} and the {len(pairs.codes)} embeddings")
+    rng = np.random.default_rng(seed)
+    grid = _grid(pairs, far_range, thresholds, sample, rng) if distances is None else _checked_grid(distances)
+    drawn = None
+    if sample is None:
+        counts = count_all(pairs, grid, measured)
     else:
-        grid = _checked_grid(distances)
-    counts = _accept_counts(pairs, grid, measured)
-    utilities = harmonic_mean(counts.sensitivity(), counts.specificity())  # (T, G)
-    score = float(utilities.var(axis=0).mean())
+        drawn = count_sampled(pairs, grid, measured, sample, rng)
+        counts = drawn.counts
+    utilities = counts.utilities()  # (T, G)
+    score, error = float(utilities.var(axis=0).mean()), 0.0
+    if drawn is not None:
+        score, error = _sampled_score(score, drawn, pairs, grid, far_range if distances is None else None)
     floor = noise_floor(counts, seed)
     return OPISResult(
         opis=score,
         epsilon_opis=_epsilon_opis(utilities, epsilon),
         noise_floor=floor,
         corrected=max(0.0, score - floor),
+        interval=class_interval(utilities, seed),
+        warning=_noise_warning(score, floor, counts.sizes),
         thresholds=grid,
         similarities=1.0 - grid**2 / 2.0,
         utilities=utilities,
@@ -150,28 +172,60 @@ def opis(
         far_range=far_range if distances is None else None,
         epsilon=epsilon,
         negative_pairs=pairs.negative_pairs,
-        quantile_pairs=pairs.negative_pairs,
+        quantile_pairs=pairs.negative_pairs if sample is None else _QUANTILE_PAIRS,
+        sample=sample,
+        sampling_error=error,
     )
 
 
-def _accept_counts(pairs: PairSet, grid: NDArray[np.float64], measured: NDArray[np.bool_]) -> AcceptCounts:
-    samples, steps = len(pairs.codes), len(grid)
-    positive = np.zeros(samples * steps, dtype=np.int64)
-    negative = np.zeros(samples * steps, dtype=np.int64)
-    for block in pairs.blocks():
-        lengths = l2_distances(block.cosines)  # (rows, N - first)
-        near = lengths <= grid[-1]
-        for tally, kind in ((positive, block.positive), (negative, block.negative)):
-            row, column = np.nonzero(kind & near)
-            step = np.searchsorted(grid, lengths[row, column], side="left")  # first threshold that accepts
-            np.add.at(tally, (block.first + row) * steps + step, 1)
-            np.add.at(tally, (block.first + column) * steps + step, 1)
-    keep = measured[pairs.codes]  # (N,)
-    return AcceptCounts(
-        positive=positive.reshape(samples, steps)[keep].cumsum(axis=1),
-        negative=negative.reshape(samples, steps)[keep].cumsum(axis=1),
-        sizes=pairs.sizes[measured],
-        total=samples,
+def _grid(
+    pairs: PairSet, far_range: tuple[float, float], thresholds: int, sample: int | None, rng: np.random.Generator
+) -> NDArray[np.float64]:
+    if sample is None:
+        low, high = negative_distance_quantiles(pairs, far_range)
+    else:
+        low, high = sampled_distance_quantiles(pairs, far_range, _QUANTILE_PAIRS, rng)
+    if low == high:
+        raise InputError(
+            f"the negative pairs lie at one distance ({low:.6g}) between the false-accept rates {far_range}: "
+            "the embeddings have collapsed, or far_range is too narrow"
+        )
+    return np.linspace(low, high, thresholds)
+
+
+def _sampled_score(
+    score: float,
+    drawn: SampledCounts,
+    pairs: PairSet,
+    grid: NDArray[np.float64],
+    far_range: tuple[float, float] | None,
+) -> tuple[float, float]:
+    """OPIS without the noise of the sampled negatives, and its standard error.
+
+    That noise falls with the number of references, so what a tenth of them adds tells what all of them add; and the
+    spread of the ten scores tells the error. The ends of the grid, read from sampled pairs, add theirs.
+    """
+    unseen = 1.0 - drawn.references / len(pairs.codes)
+    alone = drawn.group_variances.mean(axis=1)  # (10,)
+    bias = (float(alone.mean()) - score) / (GROUPS - 1) * unseen
+    variance = float(alone.var(ddof=1)) / GROUPS * unseen
+    if far_range is not None and len(grid) > 1:
+        at_ends = drawn.counts.utilities().var(axis=0)[[0, -1]]
+        far = 1.0 - drawn.counts.specificity().mean(axis=0)  # (G,)
+        density = np.gradient(far, grid)[[0, -1]]
+        shift = np.sqrt(np.array(far_range) * (1.0 - np.array(far_range)) / _QUANTILE_PAIRS)  # of the rates
+        moved = (at_ends - score) / (grid[-1] - grid[0]) * shift / np.maximum(density, 1e-12)
+        variance += float((moved**2).sum())
+    return max(0.0, score - bias), variance**0.5
+
+
+def _noise_warning(score: float, floor: float, sizes: NDArray[np.int64]) -> str | None:
+    if floor <= 0.5 * score:
+        return None
+    return (
+        f"more than half of this OPIS ({min(floor, score):.3g} of {score:.3g}) is what noise alone would show, with "
+        f"{int(np.median(sizes))} samples in the typical class; read the corrected value, and measure classes of more "
+        "samples (min_class_size) before comparing models"
     )
 
 

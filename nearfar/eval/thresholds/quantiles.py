@@ -1,56 +1,97 @@
-"""Exact quantiles of the negative distances without holding them all: count in fine bins, then look inside a few."""
+"""Exact quantiles of the negative distances without holding them all: a sample says where, a pass looks there."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
+from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from nearfar.eval.inputs import Floats
 from nearfar.eval.thresholds.pairs import PairSet, l2_distances
 
-_BINS = 1 << 16
+_SAMPLE = 1_000_000
+_DEVIATIONS = 6.0  # half the width of a bracket; one in a billion misses
 
 
 def negative_distance_quantiles(pairs: PairSet, levels: Sequence[float]) -> list[float]:
     """Quantiles, by linear interpolation, of the L2 distances of all negative pairs.
 
-    Two passes over the pairs: the first counts distances in 65,536 equal bins, the second collects the
-        distances of
-    the few bins that hold the order statistics. Exact at any size; memory is one block and those bins.
+    A sample of the pairs brackets the wanted order statistics; one pass counts what lies beyond each bracket and
+    collects what lies inside. Exact at any size, since a bracket that misses is widened and the pass repeated. Memory
+    is one tile and some thousandths of the pairs.
 
     Args:
         pairs: the labelled set.
         levels: quantile levels in [0, 1]; a level is the false-accept rate at the returned distance.
     """
-    positions = [level * (pairs.negative_pairs - 1) for level in levels]
-    orders = sorted({step for at in positions for step in (int(at), min(int(at) + 1, pairs.negative_pairs - 1))})
-    counts = np.zeros(_BINS, dtype=np.int64)
-    for block in pairs.blocks():
-        counts += np.bincount(_bin(l2_distances(block.cosines[block.negative])), minlength=_BINS)
-    below = np.concatenate([[0], np.cumsum(counts)])
-    wanted = np.unique(np.searchsorted(below, orders, side="right") - 1)  # bins that hold the order statistics
-
-    inside: list[NDArray[np.float64]] = []
-    is_wanted = np.zeros(_BINS, dtype=bool)
-    is_wanted[wanted] = True
-    for block in pairs.blocks():
-        values = l2_distances(block.cosines[block.negative])
-        inside.append(values[is_wanted[_bin(values)]])
-    collected = np.sort(np.concatenate(inside))
-    # Before each wanted bin lie the collected values of the earlier wanted bins only.
-    skipped = below[wanted] - np.concatenate([[0], np.cumsum(counts[wanted])[:-1]])
-    statistic = {
-        order: float(collected[order - skipped[np.searchsorted(below[wanted], order, side="right") - 1]])
-        for order in orders
-    }
-    quantiles = []
-    for at in positions:
-        low = statistic[int(at)]
-        high = statistic[min(int(at) + 1, pairs.negative_pairs - 1)]
-        quantiles.append(low + (high - low) * (at - int(at)))
-    return quantiles
+    count = pairs.negative_pairs
+    sample = np.sort(pairs.negative_sample(min(_SAMPLE, count), np.random.default_rng(0)))
+    found: dict[float, float] = {}
+    deviations = _DEVIATIONS
+    while len(found) < len(set(levels)):
+        brackets = {level: _bracket(sample, level, deviations) for level in levels if level not in found}
+        for tile in pairs.tiles():
+            cosines = tile.cosines[pairs.kinds(tile)[1]] if tile.mixed else tile.cosines
+            for bracket in brackets.values():
+                bracket.add(cosines)
+        for level, bracket in brackets.items():
+            value = bracket.quantile(level * (count - 1), count)
+            if value is not None:
+                found[level] = value
+        deviations *= 8.0
+    return [found[level] for level in levels]
 
 
-def _bin(values: NDArray[np.float64]) -> NDArray[np.int64]:
-    return np.minimum((values * (_BINS / 2.0)).astype(np.int64), _BINS - 1)  # distances lie in [0, 2]
+def sampled_distance_quantiles(
+    pairs: PairSet, levels: Sequence[float], count: int, rng: np.random.Generator
+) -> list[float]:
+    """The same of `count` negative pairs, drawn at random."""
+    lengths = l2_distances(pairs.negative_sample(count, rng))
+    return [float(value) for value in np.quantile(lengths, levels)]
+
+
+@dataclass
+class _Bracket:
+    """Cosines from `low` to `high`: how many lie above, and those inside with their number."""
+
+    low: float
+    high: float
+    above: int = 0
+    values: list[NDArray[Any]] = field(default_factory=list)
+    counts: list[NDArray[np.int64]] = field(default_factory=list)
+
+    def add(self, cosines: Floats) -> None:
+        above = int(np.count_nonzero(cosines > self.high))
+        self.above += above
+        if int(np.count_nonzero(cosines >= self.low)) > above:
+            inside = cosines[(cosines >= self.low) & (cosines <= self.high)]
+            values, counts = np.unique(inside, return_counts=True)  # equal cosines must not fill the memory
+            self.values.append(values)
+            self.counts.append(counts)
+
+    def quantile(self, at: float, count: int) -> float | None:
+        """Distance at the position `at` among all `count` pairs by rising distance; None: not inside."""
+        values: NDArray[np.float64] = np.concatenate([*self.values, np.empty(0)])
+        order = np.argsort(-values, kind="stable")
+        reached = self.above + np.cumsum(np.concatenate([*self.counts, np.empty(0, dtype=np.int64)])[order])
+        first, second = int(at), min(int(at) + 1, count - 1)
+        if first < self.above or not len(reached) or second >= reached[-1]:
+            return None
+        low, high = l2_distances(values[order[np.searchsorted(reached, [first, second], side="right")]])
+        return float(low + (high - low) * (at - first))
+
+
+def _bracket(sample: NDArray[np.float64], level: float, deviations: float) -> _Bracket:
+    """The bracket around a level, from ascending sampled cosines."""
+    size = len(sample)
+    middle = (1.0 - level) * size
+    margin = deviations * (1.0 + math.sqrt(size * level * (1.0 - level)))
+    low, high = math.floor(middle - margin), math.ceil(middle + margin)
+    return _Bracket(
+        low=float(sample[low]) if low >= 0 else -math.inf,
+        high=float(sample[high]) if high < size else math.inf,
+    )

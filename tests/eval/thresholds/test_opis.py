@@ -9,10 +9,14 @@ import numpy as np
 import pytest
 import torch
 
+import nearfar.eval.thresholds.accept_counts as counts_module
 import nearfar.eval.thresholds.pairs as pairs_module
+import nearfar.eval.thresholds.quantiles as quantiles_module
 from nearfar.errors import InputError
+from nearfar.eval.thresholds.accept_counts import StepTable
+from nearfar.eval.thresholds.class_bootstrap import class_interval
 from nearfar.eval.thresholds.opis import opis
-from nearfar.eval.thresholds.pairs import pair_set
+from nearfar.eval.thresholds.pairs import l2_distances, pair_set
 from nearfar.eval.thresholds.quantiles import negative_distance_quantiles
 
 GRID = [0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8]
@@ -94,13 +98,16 @@ def test_worked_example_of_the_calibration_range() -> None:
 
 
 @pytest.mark.parametrize("min_class_size", [2, 4])
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", range(25))
 def test_equals_loops_over_pairs(seed: int, min_class_size: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    sizes = [1, 5, 2, 9, 1, 4, 3, 12, 6]  # singletons and unequal classes
+    drawn = np.random.default_rng(seed).integers(1, 9, 6).tolist()
+    sizes = [1, 5, 2, *drawn, 1, 12]  # singletons and unequal classes
     embeddings, labels = clustered(seed, sizes, noise=1.2)
     order = np.random.default_rng(seed).permutation(len(labels))
     embeddings, labels = embeddings[order], labels[order]
-    monkeypatch.setattr(pairs_module, "_BLOCK_BYTES", 8 * 43 * 5)  # a few rows a block
+    monkeypatch.setattr(pairs_module, "_TILE", (5, 7))
+    monkeypatch.setattr(counts_module, "_CHUNK", 10)
+    monkeypatch.setattr(quantiles_module, "_SAMPLE", 100)  # so that brackets are narrow, and some miss
     score, gap, grid = brute_force(embeddings, labels.tolist(), min_class_size, 0.3, 21)
     result = opis(embeddings, labels, thresholds=21, epsilon=0.3, min_class_size=min_class_size)
     np.testing.assert_allclose(result.thresholds, grid, rtol=0, atol=1e-12)
@@ -112,8 +119,117 @@ def test_equals_loops_over_pairs(seed: int, min_class_size: int, monkeypatch: py
     np.testing.assert_allclose(result.mean_utility, result.utilities.mean(axis=0), atol=1e-15)
 
 
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_pairs_exactly_at_a_threshold_are_accepted(dtype: type) -> None:
+    """Cosines that every precision holds exactly, most of them many times, and thresholds at their distances."""
+    rng = np.random.default_rng(0)
+    signs = rng.choice([-1.0, 1.0], (60, 64))
+    signs[::2] = signs[1::2]
+    signs[::2, :20] *= rng.choice([-1.0, 1.0], (30, 20))
+    labels = [n // 4 for n in range(60)]
+    cosines = signs @ signs.T / 64
+    grid = sorted({math.sqrt(2 - 2 * c) for c in cosines.ravel()})[1:20:2]
+    result = opis((signs / 8).astype(dtype), labels, distances=grid)
+    lengths = np.sqrt(2 - 2 * cosines)
+    same = np.equal.outer(labels, labels)
+    np.fill_diagonal(lengths, 9)
+    for row, label in enumerate(result.class_labels):
+        inside = np.array(labels) == label
+        for column, threshold in enumerate(grid):
+            sensitivity = (lengths[inside] <= threshold)[same[inside]].sum() / 12
+            specificity = 1 - (lengths[inside] <= threshold)[~same[inside]].mean()
+            wanted = 2 * sensitivity * specificity / (sensitivity + specificity) if sensitivity + specificity else 0
+            assert result.utilities[row, column] == pytest.approx(wanted, abs=1e-14)
+
+
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+@pytest.mark.parametrize("points", [1, 2, 101, 30_000])
+def test_steps_are_the_first_distance_that_accepts(dtype: type, points: int) -> None:
+    rng = np.random.default_rng(points)
+    grid = np.unique(np.concatenate([rng.uniform(0, 2, points), [math.sqrt(2)]]))  # cosine 0 among them
+    table = StepTable.of(grid, np.dtype(dtype))
+    assert table.simple == (points <= 101)
+    cosines = np.concatenate([rng.uniform(-1, 1, 5000).astype(dtype), table.cuts, np.array([0, 1], dtype)])
+    cosines = np.concatenate([cosines, np.nextafter(cosines, dtype(2)), np.nextafter(cosines, dtype(-2))])
+    wanted = np.searchsorted(grid, l2_distances(cosines), side="left")
+    assert ((cosines >= table.cuts[-1]) == (wanted < len(grid))).all()
+    near = wanted < len(grid)
+    np.testing.assert_array_equal(table.steps(cosines[near]), wanted[near])
+
+
+def test_float32_is_computed_in_float32_and_close_to_float64() -> None:
+    embeddings, labels = clustered(0, [5] * 60, noise=1.2)
+    wide, single = opis(embeddings, labels), opis(embeddings.astype(np.float32), labels)
+    assert (single.thresholds != wide.thresholds).any()
+    assert single.opis == pytest.approx(wide.opis, rel=1e-3)
+    np.testing.assert_allclose(single.thresholds, wide.thresholds, atol=1e-6)
+
+
+def test_a_sample_of_everything_is_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(counts_module, "_CHUNK", 50)
+    embeddings, labels = clustered(2, [1, 30, 2, 7, 300, 4, 1, 60], noise=1.2)
+    wanted = opis(embeddings, labels, distances=GRID)
+    result = opis(embeddings, labels, distances=GRID, sample=len(labels))
+    np.testing.assert_array_equal(result.utilities, wanted.utilities)
+    assert (result.opis, result.sampling_error) == (wanted.opis, 0)
+    assert result.noise_floor == pytest.approx(wanted.noise_floor, rel=1e-12)
+    assert (result.sample, wanted.sample) == (len(labels), None)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("size", "noise"), [(5, 1.2), (20, 0.9)])
+def test_sampling_error_is_the_error_of_the_sample(size: int, noise: float, monkeypatch: pytest.MonkeyPatch) -> None:
+    import nearfar.eval.thresholds.opis as opis_module
+
+    monkeypatch.setattr(opis_module, "_QUANTILE_PAIRS", 400_000)
+    embeddings, labels = clustered(5, [size] * (3000 // size), noise, spread=0.3)
+    exact = opis(embeddings, labels)
+    drawn = [opis(embeddings, labels, sample=300, seed=seed) for seed in range(60)]
+    errors = np.array([result.opis - exact.opis for result in drawn])
+    stated = np.array([result.sampling_error for result in drawn])
+    assert abs(errors.mean()) < 3.0 * errors.std() / math.sqrt(len(errors))  # no bias
+    assert 0.75 < errors.std() / math.sqrt((stated**2).mean()) < 1.33
+    assert (abs(errors) < 2 * stated).mean() > 0.85
+    assert errors.std() < 0.05 * exact.opis
+
+
+@pytest.mark.parametrize("sample", [99, 41])
+def test_a_sample_must_fit(sample: int) -> None:
+    embeddings, labels = clustered(0, [5] * 8, noise=1.0)
+    with pytest.raises(InputError, match=f"sample is {sample}"):
+        opis(embeddings, labels, sample=sample)
+
+
+def test_class_interval_covers_the_variance_of_the_population() -> None:
+    inside, runs = 0, 150
+    for seed in range(runs):
+        rng = np.random.default_rng(seed)
+        utilities = rng.normal(size=(400, 1)) * 0.1 + 0.5 + rng.normal(size=(400, 4)) * 0.02
+        low, high = class_interval(utilities, seed)
+        inside += low <= 0.1**2 + 0.02**2 <= high
+    assert 0.9 < inside / runs < 0.985
+
+
+def test_interval_surrounds_opis_and_narrows_with_classes() -> None:
+    few, many = (opis(*clustered(0, [6] * classes, 1.2, spread=0.3)) for classes in (40, 400))
+    for result in (few, many):
+        assert result.interval[0] < result.opis < result.interval[1]
+    assert many.interval[1] - many.interval[0] < 0.5 * (few.interval[1] - few.interval[0])
+
+
+def test_warns_when_most_of_it_is_noise() -> None:
+    noisy = opis(*clustered(1, [2] * 250, 1.2, spread=0.3))
+    assert noisy.warning is not None
+    assert "more than half" in noisy.warning
+    assert "2 samples in the typical class" in noisy.warning
+    assert opis(*clustered(1, [30] * 60, 1.2, spread=0.5)).warning is None
+
+
+@pytest.mark.parametrize("sample", [50, 1_000_000])
 @pytest.mark.parametrize("levels", [[0.0, 1.0], [0.01, 0.1], [0.5, 0.500001], [0.25, 0.999]])
-def test_blockwise_quantiles_equal_numpy(levels: list[float]) -> None:
+def test_blockwise_quantiles_equal_numpy(levels: list[float], sample: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(quantiles_module, "_SAMPLE", sample)
+    monkeypatch.setattr(pairs_module, "_TILE", (32, 50))
     embeddings, labels = clustered(3, [4] * 40, noise=1.0)
     embeddings[5] = embeddings[80]  # equal distances across classes
     pairs = pair_set(embeddings, labels)
