@@ -41,6 +41,10 @@ def test_every_command_runs(folder, monkeypatch, capsys):
         shown = capsys.readouterr().out
         if "shaking hands" in command:
             assert "Tremor" in shown or "tremor" in shown
+        if "heart beats" in command:
+            assert "Tachycardia" in shown
+        if "track my parcel" in command:
+            assert "No document reaches the threshold." in shown
         if command == "make demo":
             assert_the_demo_gained(folder, shown)
 
