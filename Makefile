@@ -33,5 +33,8 @@ bench: $(STAMP)
 	$(BIN)/python benchmarks/losses.py
 	$(BIN)/python benchmarks/hpo.py
 
+docs: $(STAMP)
+	$(BIN)/python docs/build_reference.py
+
 clean:
 	rm -rf $(VENV) demo
