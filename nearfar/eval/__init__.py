@@ -9,6 +9,7 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nearfar.eval.clustering import ClusterAgreement, cluster_agreement
     from nearfar.eval.embeddings import EmbeddingResult, evaluate_embeddings
     from nearfar.eval.geometry import GeometryReport, describe_geometry
     from nearfar.eval.geometry_pairs import FalseNegativeSuspect
@@ -31,6 +32,7 @@ _MODULES = {
     "DEFAULT_METRICS": "metrics",
     "ClassFailure": "thresholds.card",
     "ClassThresholds": "thresholds.class_thresholds",
+    "ClusterAgreement": "clustering",
     "Comparison": "run_comparison",
     "DriftCheck": "thresholds.drift",
     "EmbeddingResult": "embeddings",
@@ -47,6 +49,7 @@ _MODULES = {
     "calibrate_classes": "thresholds.class_thresholds",
     "calibrate_no_answer": "thresholds.queries",
     "calibrate_threshold": "thresholds.calibration",
+    "cluster_agreement": "clustering",
     "compare_runs": "significance",
     "describe_geometry": "geometry",
     "evaluate_arrays": "ranking_arrays",
@@ -63,6 +66,7 @@ __all__ = [
     "DEFAULT_METRICS",
     "ClassFailure",
     "ClassThresholds",
+    "ClusterAgreement",
     "Comparison",
     "DriftCheck",
     "EmbeddingResult",
@@ -79,6 +83,7 @@ __all__ = [
     "calibrate_classes",
     "calibrate_no_answer",
     "calibrate_threshold",
+    "cluster_agreement",
     "compare_runs",
     "describe_geometry",
     "evaluate_arrays",

@@ -74,7 +74,7 @@ def class_labels(labels: ArrayLike, samples: int) -> ClassLabels:
     Raises:
         InputError: wrong length or type, one class only, or no class with two samples.
     """
-    raw = _label_list(labels)
+    raw = label_list(labels)
     if len(raw) != samples:
         raise InputError(f"{len(raw)} labels for {samples} embeddings; give one label per row")
     kinds = {type(label) for label in raw}
@@ -92,7 +92,7 @@ def class_labels(labels: ArrayLike, samples: int) -> ClassLabels:
     return ClassLabels(codes, names, sizes)
 
 
-def _label_list(labels: ArrayLike) -> list[Any]:
+def label_list(labels: ArrayLike) -> list[Any]:
     """The labels as Python objects: a list of large integers would turn float on its way through numpy."""
     if isinstance(labels, torch.Tensor):
         labels = labels.detach().cpu().numpy()

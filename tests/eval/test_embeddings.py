@@ -120,6 +120,88 @@ def test_bad_input_is_named(embeddings: object, labels: object, message: str) ->
         evaluate_embeddings(embeddings, labels)
 
 
+def naive_gallery(
+    queries: np.ndarray, labels: np.ndarray, gallery: np.ndarray, gallery_labels: np.ndarray
+) -> dict[str, list[float]]:
+    values: dict[str, list[float]] = {name: [] for name in ("hit@1", "hit@5", "R-precision", "MAP@R", "MRR")}
+    queries, gallery = (x / np.linalg.norm(x, axis=1, keepdims=True) for x in (queries, gallery))
+    for query, label in zip(queries, labels, strict=True):
+        hits = (gallery_labels == label)[np.argsort(-(gallery @ query), kind="stable")]
+        total = hits.sum()
+        if total:
+            precision = np.cumsum(hits) / np.arange(1, len(hits) + 1)
+            values["hit@1"].append(float(hits[0]))
+            values["hit@5"].append(float(hits[:5].any()))
+            values["R-precision"].append(hits[:total].mean())
+            values["MAP@R"].append((precision * hits)[:total].sum() / total)
+            values["MRR"].append(1 / (np.argmax(hits) + 1))
+    return values
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_queries_and_gallery_equal_a_naive_loop_and_pytorch_metric_learning(seed: int) -> None:
+    embeddings, labels = random_set(seed, samples=400, classes=8)  # classes that are sorted, and some that are counted
+    labels[::40] = 50 + seed  # a small class
+    queries, gallery = slice(0, 100), slice(100, 400)
+    labels[:3] = [900, 901, 901]  # classes that the gallery does not hold
+    result = evaluate_embeddings(
+        embeddings[queries], labels[queries], [1, 5], reference=embeddings[gallery], reference_labels=labels[gallery]
+    )
+    for name, wanted in naive_gallery(
+        embeddings[queries], labels[queries], embeddings[gallery], labels[gallery]
+    ).items():
+        np.testing.assert_allclose(result.per_query[name], wanted, rtol=0, atol=1e-12, err_msg=name)
+    assert result.singletons.tolist() == [0, 1, 2]
+    assert result.class_count == len(set(labels[queries].tolist()))
+    calculator = AccuracyCalculator(
+        include=("precision_at_1", "r_precision", "mean_average_precision_at_r", "mean_reciprocal_rank"),
+        k=300,
+        knn_func=CustomKNN(CosineSimilarity()),
+        device=torch.device("cpu"),
+    )
+    tensors = [torch.tensor(x) for x in (embeddings[queries], labels[queries], embeddings[gallery], labels[gallery])]
+    expected = calculator.get_accuracy(*tensors)
+    assert result.mean["hit@1"] == pytest.approx(expected["precision_at_1"], abs=1e-6)
+    assert result.mean["R-precision"] == pytest.approx(expected["r_precision"], abs=1e-6)
+    assert result.mean["MAP@R"] == pytest.approx(expected["mean_average_precision_at_r"], abs=1e-6)
+    assert result.mean["MRR"] == pytest.approx(expected["mean_reciprocal_rank"], abs=1e-6)
+
+
+def test_a_copy_of_the_queries_as_gallery_finds_itself() -> None:
+    embeddings, labels = random_set(1)
+    result = evaluate_embeddings(embeddings, labels, reference=embeddings, reference_labels=labels)
+    assert result.mean["hit@1"] == 1
+    assert len(result.query_indices) == len(labels)
+
+
+def test_means_of_classes() -> None:
+    embeddings, labels = random_set(2)
+    names = np.array([f"class {label:02}" for label in labels])
+    names[:2] = ["alone", "single"]
+    result = evaluate_embeddings(embeddings, names)
+    queried = names[result.query_indices]
+    assert result.class_labels == sorted(set(queried.tolist()))
+    for name, values in result.per_query.items():
+        wanted = [values[queried == label].mean() for label in result.class_labels]
+        np.testing.assert_allclose(result.per_class[name], wanted, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"reference": np.ones((2, 2))}, "reference is given without reference_labels"),
+        ({"reference_labels": [0]}, "reference_labels is given without reference"),
+        ({"reference": np.ones((2, 3)), "reference_labels": [0, 1]}, "2 dimensions and reference has 3"),
+        ({"reference": np.ones((2, 2)), "reference_labels": [0]}, "1 reference_labels for 2 rows"),
+        ({"reference": np.ones((2, 2)), "reference_labels": [5, 6]}, "no label of the embeddings"),
+        ({"reference": np.ones((2, 2)), "reference_labels": [0, "a"]}, "hold int, str"),
+    ],
+)
+def test_a_gallery_is_checked(options: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        evaluate_embeddings(np.ones((3, 2)), [0, 0, 1], **options)
+
+
 def test_bad_depths_are_refused() -> None:
     with pytest.raises(InputError, match="ks must be positive"):
         evaluate_embeddings(np.ones((3, 2)), [0, 0, 1], ks=[0])
