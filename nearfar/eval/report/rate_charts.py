@@ -14,7 +14,8 @@ from nearfar.eval.thresholds.curves import PairCurves
 # What a chart shows of rates that reach 0: a logarithm or a normal deviate of 0 is off every page.
 _LEAST = 1e-5
 _NORMAL = NormalDist()
-_TICKS = (1e-5, 1e-4, 1e-3, 1e-2, 0.05, 0.1, 0.2, 0.4, 0.6, 0.8, 0.9)
+_TICKS = (1e-5, 1e-4, 1e-3, 1e-2, 0.05, 0.2, 0.4, 0.6, 0.8, 0.95)
+_MOST_FALSE_ACCEPTS = 0.5  # beyond, a threshold is of no use
 
 
 def roc_chart(report: Report) -> Chart:
@@ -44,11 +45,13 @@ def roc_chart(report: Report) -> Chart:
 def det_chart(report: Report) -> Chart:
     """False rejects over false accepts, both as normal deviates, on which Gaussian scores give straight lines."""
     traces = []
-    ends = [0.4]
+    ends, lowest = [0.4], 0.1
     for place, model, curves in _measured(report):
-        shown = (np.minimum(curves.far, curves.frr) >= _LEAST) & (np.maximum(curves.far, curves.frr) <= 1 - _LEAST)
+        shown = (np.minimum(curves.far, curves.frr) >= _LEAST) & (curves.frr <= 1 - _LEAST)
+        shown &= curves.far <= _MOST_FALSE_ACCEPTS
         far, frr = curves.far[shown], curves.frr[shown]
         ends += [float(rate) for rates in (far, frr) if len(rates) for rate in (rates.min(), rates.max())]
+        lowest = min([lowest, *far.tolist()])
         line = series(place, model.name, _deviates(far), _deviates(frr), markers=False)
         line["customdata"] = [
             [_short(a), _short(r), round(float(t), 4)]
@@ -62,7 +65,9 @@ def det_chart(report: Report) -> Chart:
         traces += [line, _marks(line, [(_deviate(rate), _deviate(rate)) for rate in point])]
     ticks = [tick for tick in _TICKS if min(ends) / 2 <= tick <= max(ends)]
     labels = {"tickvals": [_deviate(tick) for tick in ticks], "ticktext": [f"{100 * tick:g}%" for tick in ticks]}
-    x, y = axis("False-accept rate (normal deviate)", **labels), axis("False-reject rate", **labels)
+    across = [_deviate(lowest / 1.5), _deviate(_MOST_FALSE_ACCEPTS) + 0.1]
+    x = axis("False-accept rate (normal deviate)", **labels, range=across, tickangle=0)
+    y = axis("False-reject rate", **labels)
     return {"data": traces, "layout": layout(x, y, showlegend=len(_measured(report)) > 1)}
 
 
