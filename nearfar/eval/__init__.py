@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from nearfar.eval.thresholds.calibration import calibrate_threshold
     from nearfar.eval.thresholds.card import ClassFailure, ThresholdCard
     from nearfar.eval.thresholds.class_thresholds import ClassThresholds, calibrate_classes
+    from nearfar.eval.thresholds.curves import PairCurves, pair_curves
     from nearfar.eval.thresholds.drift import DriftCheck
     from nearfar.eval.thresholds.histograms import ScoreHistogram, score_histogram
     from nearfar.eval.thresholds.opis import OPISResult, opis
@@ -41,6 +42,7 @@ _MODULES = {
     "ModelSection": "report",
     "OPISResult": "thresholds.opis",
     "PairComparison": "run_comparison",
+    "PairCurves": "thresholds.curves",
     "RankingResult": "ranking",
     "Report": "report",
     "ScoreHistogram": "thresholds.histograms",
@@ -57,6 +59,7 @@ _MODULES = {
     "evaluate_run": "ranking",
     "holm": "multiple_tests",
     "opis": "thresholds.opis",
+    "pair_curves": "thresholds.curves",
     "recall_curve": "ranking",
     "score_histogram": "thresholds.histograms",
     "write_report": "report",
@@ -75,6 +78,7 @@ __all__ = [
     "ModelSection",
     "OPISResult",
     "PairComparison",
+    "PairCurves",
     "RankingResult",
     "Report",
     "ScoreHistogram",
@@ -91,6 +95,7 @@ __all__ = [
     "evaluate_run",
     "holm",
     "opis",
+    "pair_curves",
     "recall_curve",
     "score_histogram",
     "write_report",

@@ -7,13 +7,19 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nearfar.retrieval.encoders import EncoderFingerprint, fingerprint, load_encoder
+    from nearfar.retrieval.evaluation import ModelEvaluation, evaluate_retriever
     from nearfar.retrieval.index.results import Hit, SearchResult
     from nearfar.retrieval.index.vector_index import VectorIndex
     from nearfar.retrieval.retriever import Retriever
     from nearfar.retrieval.thresholds import calibrate_search, calibrate_texts, load_threshold, save_threshold
+    from nearfar.retrieval.training.evaluator import ClassEvaluator, RetrievalEvaluator
     from nearfar.retrieval.training.fine_tune import FineTuneResult, fine_tune
 
 _MODULES = {
+    "ClassEvaluator": "training.evaluator",
+    "RetrievalEvaluator": "training.evaluator",
+    "evaluate_retriever": "evaluation",
+    "ModelEvaluation": "evaluation",
     "EncoderFingerprint": "encoders",
     "FineTuneResult": "training.fine_tune",
     "Hit": "index.results",
@@ -30,14 +36,18 @@ _MODULES = {
 }
 
 __all__ = [
+    "ClassEvaluator",
     "EncoderFingerprint",
     "FineTuneResult",
     "Hit",
+    "ModelEvaluation",
+    "RetrievalEvaluator",
     "Retriever",
     "SearchResult",
     "VectorIndex",
     "calibrate_search",
     "calibrate_texts",
+    "evaluate_retriever",
     "fine_tune",
     "fingerprint",
     "load_encoder",
