@@ -5,10 +5,14 @@ Holds positives of every class above one similarity and negatives below another,
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from nearfar.losses.contract import Capabilities, LabelLoss, Path, Reduction
-from nearfar.losses.engine import Sum, Tile, statistics
+from nearfar.losses.engine import Comparison, Sum, Tile, statistics
+from nearfar.losses.engine.active_pairs import dot_products, find_pairs
+from nearfar.losses.engine.precision import full_precision
+from nearfar.losses.engine.targets import Pairs
 from nearfar.losses.label_batch import LabelBatch
 
 
@@ -90,8 +94,34 @@ class ThresholdConsistentMarginLoss(LabelLoss):
             "negative_count": strong.sum(),
         }
 
+    def active(self, tile: Tile) -> tuple[Pairs, Pairs]:
+        """The active positives and negatives of a tile of complete rows."""
+        s, target = tile.similarity, tile.target
+        rows, columns = target.positive_pairs()
+        weak = s[rows, columns] <= self.margin_plus
+        s[target.non_negative_pairs()] = -torch.inf
+        strong_rows, strong_columns = (s >= self.margin_minus).nonzero(as_tuple=True)
+        return (rows[weak], columns[weak]), (strong_rows, strong_columns)
+
     def compute(self, batch: LabelBatch) -> Tensor:
         """The two means, weighted."""
+        comparison = batch.cosine()
+        if self.path == "streamed" and comparison.shard is None and not comparison.is_empty:
+            active = find_pairs(comparison, self.active)
+            if active is not None:
+                return self._from_pairs(comparison, *active)
+        return self._from_statistics(comparison)
+
+    def _from_pairs(self, comparison: Comparison, positives: Pairs, negatives: Pairs) -> Tensor:
+        with full_precision(comparison.rows.device):
+            comparison = comparison.in_full_precision()
+            weak = dot_products(comparison.rows, comparison.columns, positives)  # (active positives,)
+            strong = dot_products(comparison.rows, comparison.columns, negatives)  # (active negatives,)
+            pull = (self.margin_plus - weak).sum() / max(1, len(weak))
+            push = (strong - self.margin_minus).sum() / max(1, len(strong))
+            return self.lambda_plus * pull + self.lambda_minus * push
+
+    def _from_statistics(self, comparison: Comparison) -> Tensor:
         count = Sum("all", differentiable=False)
         kinds = {
             "positive_sum": Sum("all"),
@@ -99,7 +129,7 @@ class ThresholdConsistentMarginLoss(LabelLoss):
             "negative_sum": Sum("all"),
             "negative_count": count,
         }
-        found = statistics(batch.cosine(), kinds, self.tile, self.path)
+        found = statistics(comparison, kinds, self.tile, self.path)
         pull = found["positive_sum"] / found["positive_count"].clamp(min=1)
         push = found["negative_sum"] / found["negative_count"].clamp(min=1)
         return self.lambda_plus * pull + self.lambda_minus * push
