@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 from nearfar.errors import InputError
 from nearfar.eval.inputs import ArrayLike, Floats, class_labels, label_list, unit_rows
 
-_BLOCK_BYTES = 16 << 20
-_FEW = 24  # positives of a query up to which counting beats sorting
+_BLOCK_BYTES = 32 << 20
+_FEW, _MANY = 24, 2000  # for at most so many positives, among more rivals than that, counting beats sorting
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ def evaluate_embeddings(
 
     Returns:
         Values for each query and their means, over all queries and within each class. Time grows with N squared (or
-        N times M); memory with N (row blocks of 16 MB).
+        N times M); memory with N (row blocks of 32 MB).
 
     Raises:
         InputError: malformed embeddings, a wrong number of labels, one class only, no class with two samples,
@@ -142,28 +142,34 @@ class _Gallery:
         self, unit: Floats, codes: NDArray[np.int64], queries: NDArray[np.int64]
     ) -> Iterator[tuple[int, NDArray[np.int64]]]:
         """For each query its number and the ascending 1-based ranks of the samples of its class."""
-        ends = np.cumsum(self.sizes)
         block = max(1, _BLOCK_BYTES // (len(self.unit) * self.unit.itemsize))
         # Queries in the order of the gallery: a class mate's row has just been in the cache.
         sequence = np.argsort(codes[queries], kind="stable")
         for first in range(0, len(sequence), block):
             numbers = sequence[first : first + block]
-            rows = queries[numbers]
-            for number, query, scores in zip(numbers.tolist(), rows, unit[rows] @ self.unit.T, strict=True):
-                start, end = ends[codes[query]] - self.sizes[codes[query]], ends[codes[query]]
-                mates = scores[start:end].copy()
-                if self.itself:
-                    mates = mates[self.order[start:end] != query]
-                scores[start:end] = -np.inf  # what is left are the rivals
-                yield number, _ranks(np.sort(mates)[::-1], scores)
+            # A call of its own, so that one block is let go before the next is made.
+            yield from self._ranks_of_block(unit, codes, numbers, queries[numbers])
+
+    def _ranks_of_block(
+        self, unit: Floats, codes: NDArray[np.int64], numbers: NDArray[np.int64], queries: NDArray[np.int64]
+    ) -> Iterator[tuple[int, NDArray[np.int64]]]:
+        ends = np.cumsum(self.sizes)
+        for number, query, scores in zip(numbers.tolist(), queries, unit[queries] @ self.unit.T, strict=True):
+            start, end = ends[codes[query]] - self.sizes[codes[query]], ends[codes[query]]
+            mates = scores[start:end].copy()
+            if self.itself:
+                mates = mates[self.order[start:end] != query]
+            scores[start:end] = -np.inf  # what is left are the rivals
+            yield number, _ranks(np.sort(mates)[::-1], scores)
 
 
 def _ranks(positives: Floats, scores: Floats) -> NDArray[np.int64]:
     """Ranks of descending positives among rival scores, behind those that are equal."""
-    if len(positives) <= _FEW:
+    can_outrank = scores >= positives[-1]
+    if len(positives) <= _FEW and np.count_nonzero(can_outrank) > _MANY:
         ahead = np.array([np.count_nonzero(scores >= positive) for positive in positives])
     else:
-        rivals = np.sort(scores[scores >= positives[-1]])
+        rivals = np.sort(scores[np.flatnonzero(can_outrank)])  # much faster than by the mask itself
         ahead = len(rivals) - np.searchsorted(rivals, positives, side="left")
     return ahead + np.arange(1, len(positives) + 1)
 

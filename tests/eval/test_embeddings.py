@@ -46,6 +46,7 @@ def test_equals_the_naive_loop_for_each_query(seed: int, monkeypatch: pytest.Mon
     embeddings, labels = random_set(seed)
     labels[:3] = [900, 901, 902]  # single samples
     monkeypatch.setattr(module, "_BLOCK_BYTES", 150 * 8 * 7)  # seven rows a block
+    monkeypatch.setattr(module, "_MANY", 10 * seed)  # rivals are counted, sorted, or some of each
     result = evaluate_embeddings(embeddings, labels, ks=[1, 5, 10])
     for name, wanted in naive(embeddings, labels, [1, 5, 10]).items():
         np.testing.assert_allclose(result.per_query[name], wanted, rtol=0, atol=1e-12)
