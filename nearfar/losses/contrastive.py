@@ -12,7 +12,11 @@ import torch
 from torch import Tensor
 
 from nearfar.losses.contract import Capabilities, LabelLoss, Path, Reduction
-from nearfar.losses.engine import Sum, Tile, UnitEuclidean, statistics
+from nearfar.losses.engine import Comparison, Sum, Tile, UnitEuclidean, statistics
+from nearfar.losses.engine.active_pairs import dot_products, find_pairs
+from nearfar.losses.engine.precision import full_precision
+from nearfar.losses.engine.similarity import unit_distance
+from nearfar.losses.engine.targets import Pairs
 from nearfar.losses.label_batch import LabelBatch
 
 
@@ -77,6 +81,32 @@ class ContrastiveLoss(LabelLoss):
     def compute(self, batch: LabelBatch) -> Tensor:
         """The two means."""
         comparison = replace(batch.cosine(), similarity=UnitEuclidean())
+        if self.path == "streamed" and comparison.shard is None and not comparison.is_empty:
+            active = find_pairs(comparison, self.active)
+            if active is not None:
+                return self._from_pairs(comparison, *active)
+        return self._from_statistics(comparison)
+
+    def active(self, tile: Tile) -> tuple[Pairs, Pairs]:
+        """The active positives and negatives of a tile of complete rows."""
+        d, target = tile.similarity, tile.target
+        rows, columns = target.positive_pairs()
+        far = d[rows, columns] > self.pos_margin
+        d[target.non_negative_pairs()] = torch.inf
+        near_rows, near_columns = (d < self.neg_margin).nonzero(as_tuple=True)
+        return (rows[far], columns[far]), (near_rows, near_columns)
+
+    def _from_pairs(self, comparison: Comparison, positives: Pairs, negatives: Pairs) -> Tensor:
+        with full_precision(comparison.rows.device):
+            comparison = comparison.in_full_precision()
+            far = unit_distance(dot_products(comparison.rows, comparison.columns, positives))  # (positives,)
+            near = unit_distance(dot_products(comparison.rows, comparison.columns, negatives))  # (negatives,)
+            pull, push = (far - self.pos_margin).relu(), (self.neg_margin - near).relu()
+            # A pair on its margin may fall to either side by rounding: those that push or pull are counted.
+            pulled, pushed = torch.count_nonzero(pull), torch.count_nonzero(push)
+            return pull.sum() / pulled.clamp(min=1) + push.sum() / pushed.clamp(min=1)
+
+    def _from_statistics(self, comparison: Comparison) -> Tensor:
         count = Sum("all", differentiable=False)
         kinds = {"pull": Sum("all"), "pulled": count, "push": Sum("all"), "pushed": count}
         if self.path == "dense":

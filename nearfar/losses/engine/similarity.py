@@ -200,9 +200,7 @@ class UnitEuclidean:
 
     def dense(self, rows: Tensor, columns: Tensor) -> Tensor:
         """The whole matrix (R, C), under autograd."""
-        square = 2 - 2 * (rows @ columns.T)  # (R, C)
-        same = square <= _square_floor(square)
-        return square.masked_fill(same, 1.0).sqrt().masked_fill(same, 0.0)
+        return unit_distance(rows @ columns.T)
 
     def walk(self, rows: Tensor, columns: Tensor, want_rows: bool, want_columns: bool) -> Walk:
         """Begin a pass that gathers the wanted gradients."""
@@ -217,6 +215,13 @@ class _UnitEuclideanWalk(_DotWalk):
     def pull(self, rows: slice, columns: slice, tile: Tensor, gradient: Tensor) -> None:
         # The slope of the distance on the cosine is -1 / distance. Nobody needs the tile after this.
         super().pull(rows, columns, tile, gradient.div_(torch.threshold_(tile, 0.0, torch.inf)).neg_())
+
+
+def unit_distance(cosine: Tensor) -> Tensor:
+    """Distance of unit vectors from their cosine, any shape; 0 without gradient where it is not above rounding."""
+    square = 2 - 2 * cosine
+    same = square <= _square_floor(square)
+    return square.masked_fill(same, 1.0).sqrt().masked_fill(same, 0.0)
 
 
 def _square_floor(square: Tensor) -> float:
