@@ -104,7 +104,7 @@ def get_loss(name: str, **options: Any) -> nn.Module | Callable[..., nn.Module]:
     Example:
         >>> from nearfar.losses import get_loss
         >>> get_loss("circle", gamma=64)
-        CircleLoss(m=0.4, gamma=64.0, reduction='mean')
+        CircleLoss(m=0.4, gamma=64.0, grouping='anchor', reduction='mean')
     """
     prefix, _, rest = name.partition(":")
     if rest:
