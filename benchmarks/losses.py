@@ -205,8 +205,8 @@ def surroundings(arguments: argparse.Namespace) -> dict:
         cpu = names[0] if names else cpu
     sizes, dimensions = (" ".join(map(str, values)) for values in (arguments.sizes, arguments.dimensions))
     return {
-        "command": f"python benchmarks/losses.py --sizes {sizes} --dimensions {dimensions} "
-        f"--repeats {arguments.repeats}",
+        "command": f"python benchmarks/losses.py --losses {' '.join(arguments.losses)} --sizes {sizes} "
+        f"--dimensions {dimensions} --repeats {arguments.repeats}",
         "versions": {
             "nearfar": nearfar.__version__,
             "pytorch-metric-learning": version("pytorch-metric-learning"),
@@ -252,6 +252,7 @@ def as_markdown(report: dict) -> str:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n", 1)[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[1024, 4096], help="batch sizes")
+    parser.add_argument("--losses", nargs="+", choices=list(CONTESTS), default=list(CONTESTS), help="which of them")
     parser.add_argument("--repeats", type=int, default=7, help="rounds per loss and size")
     parser.add_argument("--dimensions", type=int, nargs="+", default=[128, 512], help="of the embeddings")
     parser.add_argument("--output", type=Path, default=RESULTS, help="folder for losses.json and losses.md")
@@ -263,7 +264,7 @@ def main() -> None:
         return
     report = {**surroundings(arguments), "rows": []}
     for size, dimension in itertools.product(arguments.sizes, arguments.dimensions):
-        for name, contest in ((name, contest.at(size)) for name, contest in CONTESTS.items()):
+        for name, contest in ((name, CONTESTS[name].at(size)) for name in arguments.losses):
             row = measure_time(name, contest, size, dimension, arguments.repeats)
             row["extra_mebibytes"] = measure_memory(contest, size, dimension)
             report["rows"].append(row)
