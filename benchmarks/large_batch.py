@@ -1,7 +1,8 @@
 """A batch of 65,536 in bounded memory: every loss that says it streams, forward and backward, as the batch grows.
 
 Each measurement runs in a process of its own: a small warm-up, then one step. Memory is the growth of the peak resident
-set over that of the process with its inputs, less the gradients of the inputs. Time is that one step's.
+set over that of the process with its inputs, less the gradients of the inputs. Time is that one step's, in seconds of
+processor time, which other work on the machine disturbs little.
 """
 
 from __future__ import annotations
@@ -56,9 +57,9 @@ def measure(name, batch, dimension, threads):
     kind = entry.loss.capabilities.inputs
     step(loss, *clipped(inputs(kind, 512, dimension), options))
     arguments, leaves = clipped(inputs(kind, batch, dimension), options)
-    before, started = peak_mib(), time.perf_counter()
+    before, started = peak_mib(), time.process_time()
     step(loss, arguments, leaves)
-    seconds = time.perf_counter() - started
+    seconds = time.process_time() - started
     gradients = sum(leaf.grad.numel() * leaf.grad.element_size() for leaf in leaves) / 2**20
     print(json.dumps({"seconds": seconds, "extra_mib": max(0.0, peak_mib() - before - gradients)}))
 
@@ -84,7 +85,7 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--sizes", nargs="+", type=int, default=[1024, 4096, 16384, 65536])
     parser.add_argument("--dimension", type=int, default=384)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--losses", nargs="+")
     parser.add_argument("--one", help="measure this loss in this process and print JSON")
     options = parser.parse_args()
@@ -119,7 +120,7 @@ def write(results, options):
     text = [
         "# Large batches",
         f"`{command.strip()}`",
-        f"Forward and backward of batch x {options.dimension} float32, {options.threads} threads. {__doc__}",
+        f"Forward and backward of batch x {options.dimension} float32, {options.threads} thread(s). {__doc__}",
         f"The limit at the largest batch is {LIMIT_MIB} MiB.",
         "\n".join(lines),
     ]
