@@ -203,6 +203,10 @@ def _reservations(models: Sequence[ModelSection]) -> list[str]:
     """What a reader must know before trusting the numbers."""
     points = []
     for model in models:
+        if model.opis is not None and model.opis.warning is not None:
+            points.append(
+                f"More than half of the OPIS of {quoted(model.name)} is noise; read its corrected value only."
+            )
         missing, ties = len(model.ranking.missing_queries), model.ranking.tie_rate
         if missing:
             points.append(f"{quoted(model.name)} returned nothing for {count(missing)} queries; they count as zero.")

@@ -14,6 +14,7 @@ from nearfar.eval.report.tables import (
     frontier_table,
     metrics_table,
     opis_table,
+    opis_warnings,
     pairs_table,
     rates_table,
     recall_table,
@@ -44,6 +45,7 @@ def report_markdown(report: Report) -> str:
             blocks += _section(f"Classes it fails, {model.name}", failing_table(model.threshold_card))
     blocks += _section("Recall and latency", frontier_table(report))
     blocks += _section("Threshold consistency (OPIS)", opis_table(report))
+    blocks += ["\n".join(f"- {escape(warning)}" for warning in warnings)] if (warnings := opis_warnings(report)) else []
     for model in report.models:
         if model.opis is not None:
             blocks += _section(f"Worst classes, {model.name}", worst_classes_table(model.opis))

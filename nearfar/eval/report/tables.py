@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from nearfar.eval.report.comparison import compared, mean_interval, overlap
-from nearfar.eval.report.formatting import NONE, STAR, count, metric, percent, signed, small
+from nearfar.eval.report.formatting import NONE, STAR, count, metric, percent, quoted, signed, small
 from nearfar.eval.report.model import ModelSection, Report
 from nearfar.eval.report.serialize import plain
 from nearfar.eval.run_comparison import p_text
@@ -94,8 +94,10 @@ def opis_table(report: Report) -> Table | None:
     epsilon = f"Gap between the best and the worst {percent(results[0].epsilon)} of classes, squared (ε-OPIS)"
     rows = [
         ["OPIS", *(small(r.opis) for r in results)],
+        ["Its 95\u00a0% interval, drawing classes again", *(_interval(r) for r in results)],
         ["Noise floor: what chance alone would give", *(small(r.noise_floor) for r in results)],
         ["Corrected OPIS", *(small(r.corrected) for r in results)],
+        ["Share of OPIS that is noise", *(_noise_share(r) for r in results)],
         ["Spread between classes (its square root)", *(f"±{metric(r.corrected**0.5)}" for r in results)],
         [epsilon, *(small(r.epsilon_opis) for r in results)],
         ["Mean utility", *(metric(float(r.mean_utility.mean())) for r in results)],
@@ -106,6 +108,15 @@ def opis_table(report: Report) -> Table | None:
         ["Classes too small to measure", *(count(len(r.excluded_classes)) for r in results)],
     ]
     return Table("Threshold consistency", ["Quantity", *(name for name, _ in measured)], rows)
+
+
+def opis_warnings(report: Report) -> list[str]:
+    """A sentence for each model of whose OPIS more than half is noise."""
+    return [
+        f"{quoted(model.name)}: {model.opis.warning}."
+        for model in report.models
+        if model.opis is not None and model.opis.warning is not None
+    ]
 
 
 def curve_table(opis: OPISResult) -> Table:
@@ -296,6 +307,15 @@ def _tar(curves: PairCurves, level: float) -> str:
         if point.level == level:
             return f"{percent(point.tar)} at cosine {metric(point.threshold)}"
     return NONE
+
+
+def _interval(opis: OPISResult) -> str:
+    low, high = opis.interval
+    return f"{small(low)} to {small(high)}"
+
+
+def _noise_share(opis: OPISResult) -> str:
+    return percent(min(1.0, opis.noise_floor / opis.opis)) if opis.opis > 0 else NONE
 
 
 def _sizes(opis: OPISResult) -> str:

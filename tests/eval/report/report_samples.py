@@ -6,6 +6,7 @@ import numpy as np
 
 from nearfar.eval import ClassFailure, OPISResult, RankingResult, ScoreHistogram, ThresholdCard, opis
 from nearfar.eval.report import FrontierPoint, ModelSection, worst_queries
+from nearfar.eval.thresholds.class_bootstrap import class_interval
 from nearfar.eval.thresholds.curves import PairCurves, pair_curves
 
 
@@ -31,6 +32,8 @@ def make_opis(classes: int = 12, steps: int = 21, seed: int = 0, prefix: str = "
         epsilon_opis=4 * value,
         noise_floor=value / 4,
         corrected=value * 3 / 4,
+        interval=class_interval(utilities, seed),
+        warning=None,
         thresholds=np.sqrt(2 - 2 * similarities),
         similarities=similarities,
         utilities=utilities,
