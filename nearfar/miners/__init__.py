@@ -3,12 +3,36 @@
 from __future__ import annotations
 
 import importlib
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from nearfar.miners.batch_hard import BatchHardMiner
+    from nearfar.miners.hard_negatives import HardNegativeMiner, MinedNegatives
+    from nearfar.miners.mining_queries import MiningQueries
+    from nearfar.miners.multi_similarity import MultiSimilarityMiner
+    from nearfar.miners.negative_filters import NegativeFilters
+    from nearfar.miners.triplet_margin import TripletMarginMiner
 
 # Name -> module, so that none pays for the imports of the others.
-_MODULES: dict[str, str] = {}
+_MODULES: dict[str, str] = {
+    "BatchHardMiner": "batch_hard",
+    "HardNegativeMiner": "hard_negatives",
+    "MinedNegatives": "hard_negatives",
+    "MiningQueries": "mining_queries",
+    "MultiSimilarityMiner": "multi_similarity",
+    "NegativeFilters": "negative_filters",
+    "TripletMarginMiner": "triplet_margin",
+}
 
-__all__: list[str] = []
+__all__ = [
+    "BatchHardMiner",
+    "HardNegativeMiner",
+    "MinedNegatives",
+    "MiningQueries",
+    "MultiSimilarityMiner",
+    "NegativeFilters",
+    "TripletMarginMiner",
+]
 
 
 def __getattr__(name: str) -> Any:
