@@ -9,9 +9,10 @@ import inspect
 import re
 from pathlib import Path
 
-from nearfar.losses import LossEntry, list_losses
+from nearfar.losses import LossEntry, Metrix, list_losses
 
 PAGE = Path(__file__).with_name("losses.md")
+OPTIONS = (Metrix,)
 _SECTION = re.compile(r"^(Args|Shape|Raises|Example|Source|Attributes|Note|Uncertain):\s*(.*)$")
 _CAPABILITIES = {
     "streams": "streams",
@@ -21,6 +22,7 @@ _CAPABILITIES = {
     "multi_label": "multi-hot labels",
     "needs_norms": "reads the length of embeddings",
     "gathers": "gathers across devices",
+    "mixing": "mixed examples",
 }
 
 
@@ -33,6 +35,8 @@ def page() -> str:
         '"from memory" was not checked against the paper.',
         overview(entries),
         *(section(entry) for entry in entries),
+        "# Options of the call",
+        *(option_section(option) for option in OPTIONS),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -61,6 +65,11 @@ def section(entry: LossEntry) -> str:
     if entry.loss.paper:
         head.append(f"Paper: <{entry.loss.paper}>")
     return "\n\n".join([*head, body(lines), f"Can: {', '.join(able(entry))}."])
+
+
+def option_section(option: type) -> str:
+    """Everything about what a loss may be called with."""
+    return "\n\n".join([f"## {option.__name__}", body((inspect.getdoc(option) or "").splitlines())])
 
 
 def body(lines: list[str]) -> str:

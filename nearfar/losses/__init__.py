@@ -17,6 +17,7 @@ from nearfar.losses.icnn import ICNNLoss
 from nearfar.losses.info_nce import InfoNCELoss
 from nearfar.losses.linear_softmax import LinearSoftmaxLoss
 from nearfar.losses.mann_whitney import MannWhitneyLoss
+from nearfar.losses.metrix import Metrix
 from nearfar.losses.multi_similarity import MultiSimilarityLoss
 from nearfar.losses.nbc_softmax import NBCSoftmaxLoss
 from nearfar.losses.normalized_softmax import NormalizedSoftmaxLoss
@@ -50,6 +51,7 @@ __all__ = [
     "Loss",
     "LossEntry",
     "MannWhitneyLoss",
+    "Metrix",
     "MultiSimilarityLoss",
     "NBCSoftmaxLoss",
     "NTXentLoss",

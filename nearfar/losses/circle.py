@@ -14,8 +14,9 @@ from torch import Tensor
 
 from nearfar.errors import InputError
 from nearfar.losses.checks import check_choice, check_positive
-from nearfar.losses.contract import Path, Reduction, RowLocalLabelLoss
+from nearfar.losses.contract import Capabilities, Path, Reduction, RowLocalLabelLoss
 from nearfar.losses.engine import (
+    Comparison,
     LogSumExp,
     RowGradient,
     RowValues,
@@ -26,6 +27,7 @@ from nearfar.losses.engine import (
     statistics,
 )
 from nearfar.losses.label_batch import LabelBatch
+from nearfar.losses.metrix import GradedPairs
 
 
 class CircleLoss(RowLocalLabelLoss):
@@ -71,6 +73,7 @@ class CircleLoss(RowLocalLabelLoss):
     """
 
     paper = "https://arxiv.org/abs/2002.10857"
+    capabilities = Capabilities(inputs="labels", mixing=True)
     citation = """@inproceedings{sun2020circle,
     title = {Circle Loss: A Unified Perspective of Pair Similarity Optimization},
     author = {Sun, Yifan and Cheng, Changmao and Zhang, Yuhan and Zhang, Chi and Zheng, Liang and
@@ -115,6 +118,12 @@ class CircleLoss(RowLocalLabelLoss):
         twice = batch.is_self and batch.pairs is None
         return softplus(found["pull"] + found["push"] - (2 * math.log(2) if twice else 0))
 
+    def compare_for_mixing(self, batch: LabelBatch) -> Comparison:
+        """Anchors and references whose pairs are mixed."""
+        if self.grouping == "all_pairs":
+            raise InputError('grouping="all_pairs" has no anchors to mix for: use grouping="anchor" with mixing')
+        return super().compare_for_mixing(batch)
+
     def tile(self, tile: Tile) -> dict[str, Tensor]:
         """Log-sum-exp of all positive and of all negative pairs."""
         pull, push = self._exponents(tile.similarity)
@@ -158,3 +167,10 @@ class CircleLoss(RowLocalLabelLoss):
         # Added, not set: a pair mined as positive and as negative counts as both.
         gradient[rows, columns] += (pull - lse_p[rows]).exp_().mul_(pull_weight).mul_(slope[rows])
         return softplus(total), counted, gradient
+
+    def graded_rows(self, pairs: GradedPairs) -> RowValues:
+        """Loss per anchor of graded pairs, and the anchors that have any."""
+        pull, push = self._exponents(pairs.similarity)  # (P,) each
+        lse_p = segment_logsumexp(pairs.grades.log() + pull, pairs.anchors, pairs.anchor_count)  # (rows,)
+        lse_n = segment_logsumexp((1 - pairs.grades).log() + push, pairs.anchors, pairs.anchor_count)  # (rows,)
+        return softplus(lse_n + lse_p), torch.bincount(pairs.anchors, minlength=pairs.anchor_count) > 0

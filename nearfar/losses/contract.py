@@ -25,7 +25,9 @@ from nearfar.losses.engine import (
     row_values,
 )
 from nearfar.losses.engine.distributed import Shard, process_count, shards, sum_over_processes
+from nearfar.losses.engine.precision import full_precision
 from nearfar.losses.label_batch import LabelBatch, check_label_batch, gathered, normalise
+from nearfar.losses.metrix import GradedPairs, Metrix
 
 Reduction = Literal["mean", "none"]
 Path = Literal["streamed", "dense"]
@@ -44,6 +46,7 @@ class Capabilities:
         multi_label: multi-hot labels (B, L).
         gathers: ``gather_across_devices=True`` gives the gradient of the batch of all processes.
         needs_norms: reads the length of the embeddings, which therefore must come from before any normalisation.
+        mixing: ``mixing``, which needs a loss that reads graded pairs.
     """
 
     inputs: Literal["labels", "documents"]
@@ -54,6 +57,7 @@ class Capabilities:
     multi_label: bool = True
     gathers: bool = True
     needs_norms: bool = False
+    mixing: bool = False
 
 
 class Loss(nn.Module):
@@ -128,6 +132,8 @@ class LabelLoss(Loss):
         indices_tuple: Sequence[Tensor] | None = None,
         ref_emb: Tensor | None = None,
         ref_labels: Tensor | None = None,
+        *,
+        mixing: Metrix | None = None,
     ) -> Tensor:
         """The loss.
 
@@ -139,6 +145,7 @@ class LabelLoss(Loss):
             ref_emb: references (N, D) to compare with; the batch itself when None.
             ref_labels: their labels. As in pytorch-metric-learning a sample's pair with itself is left out only when
                 ``ref_emb`` is None or the very object ``embeddings``.
+            mixing: adds the weighted loss of mixed examples, which are made of the pairs that count; see ``Metrix``.
 
         Returns:
             A scalar; (B,) with ``reduction="none"``. Zero, connected to the graph, where nothing can be learned.
@@ -146,25 +153,50 @@ class LabelLoss(Loss):
         Raises:
             InputError: for shapes that do not fit, or an argument this loss cannot honour.
         """
-        self._refuse_unsupported(labels, indices_tuple, ref_emb)
+        self._refuse_unsupported(labels, indices_tuple, ref_emb, mixing)
         batch = check_label_batch(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         if not self.shares_batch:
-            return self.compute(batch)
+            return self._with_mixtures(batch, mixing)
         batch = batch.shared()
         if self.splits_rows:
-            return self.compute(batch)
-        found = self.compute(batch.whole())
+            return self._with_mixtures(batch, mixing)
+        found = self._with_mixtures(batch.whole(), mixing)
         assert batch.rows is not None
         return found[batch.rows.own] if self.reduction == "none" else found
+
+    def _with_mixtures(self, batch: LabelBatch, mixing: Metrix | None) -> Tensor:
+        value = self.compute(batch)
+        if mixing is None:
+            return value
+        pairs = mixing(self.compare_for_mixing(batch), self.path)
+        with full_precision(value.device):
+            return value + mixing.weight * self.of_graded(pairs)
 
     def compute(self, batch: LabelBatch) -> Tensor:
         """The loss of a checked batch: the whole, or with ``splits_rows`` this process's part of it."""
         raise NotImplementedError
 
+    def compare_for_mixing(self, batch: LabelBatch) -> Comparison:
+        """Anchors and references, of unit length, whose pairs are mixed."""
+        return batch.cosine()
+
+    def of_graded(self, pairs: GradedPairs) -> Tensor:
+        """The loss of mixed pairs, reduced as that of the others."""
+        raise NotImplementedError
+
     def _refuse_unsupported(
-        self, labels: Tensor | None, indices_tuple: Sequence[Tensor] | None, ref_emb: Tensor | None
+        self,
+        labels: Tensor | None,
+        indices_tuple: Sequence[Tensor] | None,
+        ref_emb: Tensor | None,
+        mixing: Metrix | None,
     ) -> None:
         able, name = self.capabilities, type(self).__name__
+        if mixing is not None and not able.mixing:
+            raise InputError(
+                f"{name} cannot honour mixing: it is no function of one sum over positives and one over negatives; "
+                "call it without"
+            )
         if indices_tuple is not None and not able.mined_pairs:
             raise InputError(f"{name} cannot honour indices_tuple: it needs whole classes; call it without")
         if ref_emb is not None and not able.reference_set:
@@ -193,6 +225,16 @@ class RowLocalLabelLoss(LabelLoss):
         """Mean over the anchors that count, or a value per anchor."""
         comparison = replace(self.compare(batch), shard=batch.rows)
         return reduce_rows(self, comparison, self.rows, self.rows_with_gradient)
+
+    def of_graded(self, pairs: GradedPairs) -> Tensor:
+        """Mean over the anchors that count, or a value per anchor."""
+        values, counted = self.graded_rows(pairs)
+        values = values.masked_fill(~counted, 0.0)
+        return values if self.reduction == "none" else self.average(values.sum(), counted.sum())
+
+    def graded_rows(self, pairs: GradedPairs) -> RowValues:
+        """Loss per anchor and which anchors count, boolean, from mixed pairs."""
+        raise NotImplementedError
 
 
 class QueryDocumentLoss(Loss):

@@ -18,6 +18,7 @@ from nearfar.losses.engine.precision import full_precision
 from nearfar.losses.engine.similarity import unit_distance
 from nearfar.losses.engine.targets import Pairs
 from nearfar.losses.label_batch import LabelBatch
+from nearfar.losses.metrix import GradedPairs
 
 
 class ContrastiveLoss(LabelLoss):
@@ -53,7 +54,7 @@ class ContrastiveLoss(LabelLoss):
     """
 
     paper = "http://yann.lecun.com/exdb/publis/pdf/hadsell-chopra-lecun-06.pdf"
-    capabilities = Capabilities(inputs="labels", unreduced=False)
+    capabilities = Capabilities(inputs="labels", unreduced=False, mixing=True)
     splits_rows = True
     citation = """@inproceedings{hadsell2006dimensionality,
     title = {Dimensionality Reduction by Learning an Invariant Mapping},
@@ -86,6 +87,14 @@ class ContrastiveLoss(LabelLoss):
             if active is not None:
                 return self._from_pairs(comparison, *active)
         return self._from_statistics(comparison)
+
+    def of_graded(self, pairs: GradedPairs) -> Tensor:
+        """The two means over the graded pairs that pull, and over those that push."""
+        distance = unit_distance(pairs.similarity)  # (P,)
+        pull = pairs.grades * (distance - self.pos_margin).relu()
+        push = (1 - pairs.grades) * (self.neg_margin - distance).relu()
+        pulled, pushed = torch.count_nonzero(pull), torch.count_nonzero(push)
+        return self.average(pull.sum(), pulled) + self.average(push.sum(), pushed)
 
     def active(self, tile: Tile) -> tuple[Pairs, Pairs]:
         """The active positives and negatives of a tile of complete rows."""

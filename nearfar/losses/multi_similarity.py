@@ -10,7 +10,7 @@ from torch import Tensor
 
 from nearfar.errors import InputError
 from nearfar.losses.checks import check_positive
-from nearfar.losses.contract import Path, Reduction, RowLocalLabelLoss
+from nearfar.losses.contract import Capabilities, Path, Reduction, RowLocalLabelLoss
 from nearfar.losses.engine import (
     RowGradient,
     RowValues,
@@ -19,6 +19,7 @@ from nearfar.losses.engine import (
     segment_logsumexp,
     softplus,
 )
+from nearfar.losses.metrix import GradedPairs
 
 
 class MultiSimilarityLoss(RowLocalLabelLoss):
@@ -60,6 +61,7 @@ class MultiSimilarityLoss(RowLocalLabelLoss):
     """
 
     paper = "https://arxiv.org/abs/1904.06627"
+    capabilities = Capabilities(inputs="labels", mixing=True)
     citation = """@inproceedings{wang2019multi,
     title = {Multi-Similarity Loss with General Pair Weighting for Deep Metric Learning},
     author = {Wang, Xun and Han, Xintong and Huang, Weilin and Dong, Dengke and Scott, Matthew R.},
@@ -127,6 +129,14 @@ class MultiSimilarityLoss(RowLocalLabelLoss):
         # Added, not set: a pair mined as positive and as negative counts as both.
         gradient[rows, columns] += pair_gradient
         return value + pull_value / self.alpha, torch.ones_like(value, dtype=torch.bool), gradient
+
+    def graded_rows(self, pairs: GradedPairs) -> RowValues:
+        """The same of graded pairs, without the mining; every anchor counts."""
+        s = pairs.similarity - self.base  # (P,)
+        pull = segment_logsumexp(pairs.grades.log() - self.alpha * s, pairs.anchors, pairs.anchor_count)  # (rows,)
+        push = segment_logsumexp((1 - pairs.grades).log() + self.beta * s, pairs.anchors, pairs.anchor_count)  # (rows,)
+        values = softplus(pull) / self.alpha + softplus(push) / self.beta
+        return values, torch.ones_like(values, dtype=torch.bool)
 
     def _mine(self, negatives: Tensor, rows: Tensor, columns: Tensor, s_p: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Keep the informative pairs: fill ``negatives`` with -inf elsewhere, shorten the positives."""

@@ -24,7 +24,8 @@ from nearfar.losses.engine import (
     softplus,
     statistics,
 )
-from nearfar.losses.label_batch import LabelBatch, normalise
+from nearfar.losses.label_batch import LabelBatch, gathered, normalise
+from nearfar.losses.metrix import GradedPairs
 
 
 class ProxyAnchorLoss(LabelLoss):
@@ -69,7 +70,7 @@ class ProxyAnchorLoss(LabelLoss):
 
     paper = "https://arxiv.org/abs/2003.13911"
     capabilities = Capabilities(
-        inputs="labels", unreduced=False, reference_set=False, mined_pairs=False, multi_label=False
+        inputs="labels", unreduced=False, reference_set=False, mined_pairs=False, multi_label=False, mixing=True
     )
     splits_rows = True
     citation = """@inproceedings{kim2020proxy,
@@ -119,6 +120,23 @@ class ProxyAnchorLoss(LabelLoss):
             found = statistics(comparison, kinds, self._listed, tile_gradient=self._gradient)
         present = (found["own"] > -torch.inf).sum().clamp(min=1)
         return softplus(found["own"]).sum() / present + softplus(found["other"]).sum() / self.num_classes
+
+    def compare_for_mixing(self, batch: LabelBatch) -> Comparison:
+        """The proxies of the classes in the batch as anchors, and the samples of all processes."""
+        labels = gathered(check_class_labels(batch.labels, self.num_classes), batch.rows)
+        samples = gathered(normalise(batch.embeddings), batch.rows)
+        classes = torch.unique(labels)
+        proxies = normalise(weights_for(batch.embeddings, self.proxies)[classes])
+        return Comparison(proxies, samples, LabelTarget(classes, labels))
+
+    def of_graded(self, pairs: GradedPairs) -> Tensor:
+        """Both means, of the samples that are mixed for the proxies of the batch."""
+        s, grades = pairs.similarity, pairs.grades  # (P,) each
+        own = segment_logsumexp(grades.log() - self.alpha * (s - self.margin), pairs.anchors, pairs.anchor_count)
+        other = segment_logsumexp(
+            (1 - grades).log() + self.alpha * (s + self.margin), pairs.anchors, pairs.anchor_count
+        )
+        return softplus(own).sum() / max(1, pairs.anchor_count) + softplus(other).sum() / self.num_classes
 
     def tile(self, tile: Tile) -> dict[str, Tensor]:
         """Log-sum-exps per proxy: over the samples of its class, and over all others."""

@@ -14,6 +14,7 @@ from nearfar.losses.engine.active_pairs import dot_products, find_pairs
 from nearfar.losses.engine.precision import full_precision
 from nearfar.losses.engine.targets import Pairs
 from nearfar.losses.label_batch import LabelBatch
+from nearfar.losses.metrix import GradedPairs
 
 
 class ThresholdConsistentMarginLoss(LabelLoss):
@@ -52,7 +53,7 @@ class ThresholdConsistentMarginLoss(LabelLoss):
     """
 
     paper = "https://arxiv.org/abs/2307.04047"
-    capabilities = Capabilities(inputs="labels", unreduced=False)
+    capabilities = Capabilities(inputs="labels", unreduced=False, mixing=True)
     splits_rows = True
     citation = """@inproceedings{zhang2024threshold,
     title = {Threshold-Consistent Margin Loss for Open-World Deep Metric Learning},
@@ -111,6 +112,15 @@ class ThresholdConsistentMarginLoss(LabelLoss):
             if active is not None:
                 return self._from_pairs(comparison, *active)
         return self._from_statistics(comparison)
+
+    def of_graded(self, pairs: GradedPairs) -> Tensor:
+        """The two means over the active graded pairs, weighted."""
+        s, grades = pairs.similarity, pairs.grades
+        weak, strong = s <= self.margin_plus, s >= self.margin_minus
+        pull = (grades * (self.margin_plus - s)).masked_fill(~weak, 0.0).sum()
+        push = ((1 - grades) * (s - self.margin_minus)).masked_fill(~strong, 0.0).sum()
+        pull, push = self.average(pull, weak.sum()), self.average(push, strong.sum())
+        return self.lambda_plus * pull + self.lambda_minus * push
 
     def _from_pairs(self, comparison: Comparison, positives: Pairs, negatives: Pairs) -> Tensor:
         with full_precision(comparison.rows.device):

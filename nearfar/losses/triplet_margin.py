@@ -20,6 +20,7 @@ from nearfar.losses.draws import SeededDraws
 from nearfar.losses.engine import Comparison, RowGradient, RowValues, Tile, UnitEuclidean, row_local, softplus
 from nearfar.losses.engine.targets import Pairs
 from nearfar.losses.label_batch import LabelBatch, check_label_batch, normalise
+from nearfar.losses.metrix import Metrix
 
 _CHUNK = 2**15  # explicit triplets held at a time
 Triplets = tuple[Tensor, Tensor, Tensor]  # anchors (T,), positives (T,), negatives (T,)
@@ -114,10 +115,12 @@ class TripletMarginLoss(RowLocalLabelLoss):
         indices_tuple: Sequence[Tensor] | None = None,
         ref_emb: Tensor | None = None,
         ref_labels: Tensor | None = None,
+        *,
+        mixing: Metrix | None = None,
     ) -> Tensor:
         """The loss; see ``LabelLoss.forward`` and, for ``indices_tuple``, the class."""
-        if indices_tuple is None or len(indices_tuple) != 3 or self.mining == "hard":
-            return super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels)
+        if mixing is not None or indices_tuple is None or len(indices_tuple) != 3 or self.mining == "hard":
+            return super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels, mixing=mixing)
         batch = check_label_batch(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         assert batch.pairs is not None
         anchors, positives, _, negatives = batch.pairs

@@ -37,8 +37,9 @@ def segment_sum(values: Tensor, segments: Tensor, count: int) -> Tensor:
 
 
 def segment_logsumexp(values: Tensor, segments: Tensor, count: int) -> Tensor:
-    """Log-sum-exp of ``values`` (P,) per segment, as (count,); ``-inf`` for an empty segment. No gradient."""
-    peak = values.new_full((count,), -torch.inf).scatter_reduce_(0, segments, values, "amax")
+    """Log-sum-exp of finite ``values`` (P,) per segment, as (count,); ``-inf`` for an empty segment."""
+    peak = values.new_full((count,), -torch.inf).scatter_reduce_(0, segments, values.detach(), "amax")
     finite_peak = peak.masked_fill(peak == -torch.inf, 0.0)
     total = segment_sum((values - finite_peak[segments]).exp_(), segments, count)
-    return total.log() + finite_peak
+    empty = total == 0
+    return (total.masked_fill(empty, 1.0).log() + finite_peak).masked_fill(empty, -torch.inf)

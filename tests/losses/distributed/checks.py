@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 
 from nearfar.errors import InputError
 from nearfar.losses import (
@@ -15,6 +15,7 @@ from nearfar.losses import (
     ElasticFaceLoss,
     ForSentenceTransformer,
     InfoNCELoss,
+    Metrix,
     MultiSimilarityLoss,
     ThresholdConsistentMarginLoss,
     TripletMarginLoss,
@@ -23,6 +24,7 @@ from nearfar.losses import (
 from nearfar.losses.engine import LogSumExp, Maximum, Statistic, Sum
 from nearfar.losses.engine.distributed import shards
 from nearfar.losses.engine.statistics import _over_processes
+from tests.losses.cases import CASES
 from tests.losses.distributed.split import cut, split
 from tests.losses.distributed.worker import Records, average, encoder, gradients, relative
 from tests.losses.inputs import (
@@ -35,6 +37,7 @@ from tests.losses.inputs import (
     mined_triplets,
     plain,
     points,
+    references,
 )
 
 SIZES = {"num_classes": CLASSES, "embedding_size": DIM}
@@ -111,6 +114,25 @@ def sums_of_losses(world: int) -> float:
         return WeightedSum([(part(gather_across_devices=gather), 0.5) for part in parts])
 
     return _error(make, plain, world)
+
+
+class _Mixed(nn.Module):
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss, self.mixing = loss, Metrix(examples=3, seed=2)
+
+    def forward(self, *inputs: Tensor | None) -> Tensor:
+        return self.loss(*inputs, mixing=self.mixing)
+
+
+def mixed_examples(world: int) -> float:
+    """Every loss that mixes; four calls have both kinds of mixtures."""
+    cases = [case for case in CASES if case.capabilities.mixing]
+    return max(
+        _error(lambda g, case=case: _Mixed(case.build(gather_across_devices=g)), scenario, world, 4)
+        for case in cases
+        for scenario in ([plain, references, mined_pairs] if case.capabilities.mined_pairs else [plain])
+    )
 
 
 def half_precision(world: int) -> float:
@@ -254,6 +276,7 @@ CHECKS = (
     moving_statistics,
     automatic_bias,
     sums_of_losses,
+    mixed_examples,
     half_precision,
     second_derivatives,
     unlike_arguments_are_refused,
