@@ -33,6 +33,7 @@ class ArcFaceLoss(PMLWeights):
         scale: multiplies the cosines; 64 (same source).
         sample_rate: Partial FC: the share of classes that a training step sees; 1 (all).
         seed: of the class sampling.
+        sparse_gradient: with ``sample_rate``: give the weights a row-sparse gradient; see ``ClassHead``. False.
         reduction: "mean" or "none".
         path: "streamed" or "dense".
         gather_across_devices: see ``Loss``; False.
@@ -78,6 +79,7 @@ class ArcFaceLoss(PMLWeights):
         *,
         sample_rate: float = 1.0,
         seed: int = 0,
+        sparse_gradient: bool = False,
         reduction: Reduction = "mean",
         path: Path = "streamed",
         gather_across_devices: bool = False,
@@ -88,6 +90,7 @@ class ArcFaceLoss(PMLWeights):
             scale,
             sample_rate=sample_rate,
             seed=seed,
+            sparse_gradient=sparse_gradient,
             reduction=reduction,
             path=path,
             gather_across_devices=gather_across_devices,

@@ -32,6 +32,7 @@ class CircleHeadLoss(ClassHead):
         gamma: scale; 256 (same source). The loss is large by construction, so it wants a low learning rate.
         sample_rate: Partial FC: the share of classes that a training step sees; 1 (all).
         seed: of the class sampling.
+        sparse_gradient: with ``sample_rate``: give the weights a row-sparse gradient; see ``ClassHead``. False.
         reduction: "mean" or "none".
         path: "streamed" or "dense".
         gather_across_devices: see ``Loss``; False.
@@ -71,6 +72,7 @@ class CircleHeadLoss(ClassHead):
         *,
         sample_rate: float = 1.0,
         seed: int = 0,
+        sparse_gradient: bool = False,
         reduction: Reduction = "mean",
         path: Path = "streamed",
         gather_across_devices: bool = False,
@@ -81,6 +83,7 @@ class CircleHeadLoss(ClassHead):
             gamma,
             sample_rate=sample_rate,
             seed=seed,
+            sparse_gradient=sparse_gradient,
             reduction=reduction,
             path=path,
             gather_across_devices=gather_across_devices,

@@ -25,6 +25,7 @@ class CosFaceLoss(PMLWeights):
         scale: multiplies the cosines; 64 (same source).
         sample_rate: Partial FC: the share of classes that a training step sees; 1 (all).
         seed: of the class sampling.
+        sparse_gradient: with ``sample_rate``: give the weights a row-sparse gradient; see ``ClassHead``. False.
         reduction: "mean" or "none".
         path: "streamed" or "dense".
         gather_across_devices: see ``Loss``; False.
@@ -70,6 +71,7 @@ class CosFaceLoss(PMLWeights):
         *,
         sample_rate: float = 1.0,
         seed: int = 0,
+        sparse_gradient: bool = False,
         reduction: Reduction = "mean",
         path: Path = "streamed",
         gather_across_devices: bool = False,
@@ -80,6 +82,7 @@ class CosFaceLoss(PMLWeights):
             scale,
             sample_rate=sample_rate,
             seed=seed,
+            sparse_gradient=sparse_gradient,
             reduction=reduction,
             path=path,
             gather_across_devices=gather_across_devices,

@@ -43,6 +43,7 @@ class ElasticFaceLoss(ClassHead):
             the samples for their ranks and often gives the nearest sample a large margin; False.
         sample_rate: Partial FC: the share of classes that a training step sees; 1 (all).
         seed: of the margins and the class sampling.
+        sparse_gradient: with ``sample_rate``: give the weights a row-sparse gradient; see ``ClassHead``. False.
         reduction: "mean" or "none".
         path: "streamed" or "dense".
         gather_across_devices: see ``Loss``; False.
@@ -92,6 +93,7 @@ class ElasticFaceLoss(ClassHead):
         published_ranks: bool = False,
         sample_rate: float = 1.0,
         seed: int = 0,
+        sparse_gradient: bool = False,
         reduction: Reduction = "mean",
         path: Path = "streamed",
         gather_across_devices: bool = False,
@@ -102,6 +104,7 @@ class ElasticFaceLoss(ClassHead):
             scale,
             sample_rate=sample_rate,
             seed=seed,
+            sparse_gradient=sparse_gradient,
             reduction=reduction,
             path=path,
             gather_across_devices=gather_across_devices,

@@ -36,6 +36,10 @@ class ClassHead(LabelLoss):
         sample_rate: Partial FC (https://arxiv.org/abs/2203.15565): below 1, each training step sees only this share
             of the classes: those of the batch and others at random. The softmax is not corrected for it.
         seed: of all random draws of this loss, which are a part of its state.
+        sparse_gradient: in training give ``weight`` a sparse COO gradient of the sampled rows, as
+            ``torch.nn.Embedding(sparse=True)`` does: a step, that of the optimiser included, then costs as much as its
+            sample, however many classes there are. For ``SGD`` without weight decay, ``SparseAdam`` and ``Adagrad``;
+            clipping by norm and averaging over processes do not know such gradients.
         reduction: "mean" over the samples with a class, or "none".
         path: "streamed" or "dense".
         gather_across_devices: see ``Loss``; False.
@@ -56,6 +60,7 @@ class ClassHead(LabelLoss):
         *,
         sample_rate: float = 1.0,
         seed: int = 0,
+        sparse_gradient: bool = False,
         reduction: Reduction = "mean",
         path: Path = "streamed",
         gather_across_devices: bool = False,
@@ -67,6 +72,13 @@ class ClassHead(LabelLoss):
         self.scale = check_positive("scale", scale)
         self.sample_rate, self.seed = sample_rate, seed
         self.sampler = None if sample_rate == 1 else ClassSampler(num_classes, sample_rate, seed)
+        if sparse_gradient and (self.sampler is None or gather_across_devices):
+            raise InputError(
+                "sparse_gradient=True is for a sample of the classes on one process: it needs sample_rate below 1 and "
+                f"no gather_across_devices, not sample_rate={sample_rate!r} and "
+                f"gather_across_devices={gather_across_devices!r}"
+            )
+        self.sparse_gradient = sparse_gradient
         self.weight = nn.Parameter(torch.empty(num_classes * self.sub_centers, embedding_size))
         self.reset_parameters()
 
@@ -77,7 +89,8 @@ class ClassHead(LabelLoss):
     def settings(self) -> dict[str, object]:
         """The constructor's options and their values."""
         size = {"num_classes": self.num_classes, "embedding_size": self.embedding_size}
-        sampling = {"sample_rate": self.sample_rate, "seed": self.seed}
+        sparse = {"sparse_gradient": True} if self.sparse_gradient else {}
+        sampling = {"sample_rate": self.sample_rate, "seed": self.seed, **sparse}
         return {**size, **self.own_settings(), **sampling, **super().settings()}
 
     def own_settings(self) -> dict[str, object]:
@@ -149,7 +162,8 @@ class ClassHead(LabelLoss):
     def _statistics(self, rows: Tensor, labels: Tensor, logit: Logit | None, shard: Shard | None) -> ClassStatistics:
         weight: Tensor = self.weight
         if self.sampler is not None and self.training:
-            weight, labels = take_classes(weight, labels, self.sampler(gathered(labels, shard)), self.sub_centers)
+            classes = self.sampler(gathered(labels, shard))
+            weight, labels = take_classes(weight, labels, classes, self.sub_centers, self.sparse_gradient)
         return class_statistics(rows, weight, labels, logit=logit, sub_centers=self.sub_centers, path=self.path)
 
 

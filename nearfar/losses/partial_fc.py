@@ -66,28 +66,37 @@ class ClassSampler(nn.Module):
         return torch.from_numpy(positive.astype(np.int64)).to(labels.device)
 
 
-def take_classes(weight: Tensor, labels: Tensor, classes: Tensor, sub_centers: int = 1) -> tuple[Tensor, Tensor]:
+def take_classes(
+    weight: Tensor, labels: Tensor, classes: Tensor, sub_centers: int = 1, sparse_gradient: bool = False
+) -> tuple[Tensor, Tensor]:
     """The weights of the ascending ``classes``, (K * sub_centers, D), and the labels as positions in them."""
     center = torch.arange(sub_centers, device=classes.device)
     rows = (classes[:, None] * sub_centers + center).flatten()  # (K * sub_centers,)
-    taken: Tensor = _TakeRows.apply(weight, rows)  # type: ignore[no-untyped-call]
+    taken: Tensor = _TakeRows.apply(weight, rows, sparse_gradient)  # type: ignore[no-untyped-call]
     position = torch.searchsorted(classes, labels.clamp(min=0)).masked_fill(labels < 0, -1)
     return taken, position
 
 
 class _TakeRows(torch.autograd.Function):
-    """``weight[rows]`` for distinct rows; the gradient of the others is never written."""
+    """``weight[rows]`` for distinct ascending rows; the gradient of the others is never written."""
 
     @staticmethod
-    def forward(ctx: Any, weight: Tensor, rows: Tensor) -> Tensor:
+    def forward(ctx: Any, weight: Tensor, rows: Tensor, sparse: bool) -> Tensor:
         ctx.save_for_backward(rows)
-        ctx.count = len(weight)
+        ctx.count, ctx.sparse = len(weight), sparse
         return weight.index_select(0, rows)
 
     @staticmethod
-    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None]:
+    def backward(ctx: Any, gradient: Tensor) -> tuple[Tensor, None, None]:
         (rows,) = ctx.saved_tensors
-        return _zeros(ctx.count, gradient).index_copy_(0, rows, gradient), None
+        if not ctx.sparse:
+            return _zeros(ctx.count, gradient).index_copy_(0, rows, gradient), None, None
+        shape = (ctx.count, gradient.shape[1])
+        return (
+            torch.sparse_coo_tensor(rows[None], gradient, shape, is_coalesced=True, check_invariants=False),
+            None,
+            None,
+        )
 
 
 def _zeros(rows: int, like: Tensor) -> Tensor:

@@ -25,6 +25,7 @@ class SubCenterArcFaceLoss(ArcFaceLoss):
         sub_centers: centres per class K; 3 (paper, from memory; same source).
         sample_rate: as in ``ArcFaceLoss``.
         seed: as in ``ArcFaceLoss``.
+        sparse_gradient: with ``sample_rate``: give the weights a row-sparse gradient; see ``ClassHead``. False.
         reduction: "mean" or "none".
         path: "streamed" or "dense".
         gather_across_devices: see ``Loss``; False.
@@ -67,6 +68,7 @@ class SubCenterArcFaceLoss(ArcFaceLoss):
         *,
         sample_rate: float = 1.0,
         seed: int = 0,
+        sparse_gradient: bool = False,
         reduction: Reduction = "mean",
         path: Path = "streamed",
         gather_across_devices: bool = False,
@@ -81,6 +83,7 @@ class SubCenterArcFaceLoss(ArcFaceLoss):
             scale,
             sample_rate=sample_rate,
             seed=seed,
+            sparse_gradient=sparse_gradient,
             reduction=reduction,
             path=path,
             gather_across_devices=gather_across_devices,

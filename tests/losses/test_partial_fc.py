@@ -9,6 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from nearfar.errors import InputError
 from nearfar.losses import CosFaceLoss, ElasticFaceLoss
 from nearfar.losses.partial_fc import ClassSampler, take_classes
 from tests.losses.inputs import CLASSES, LabelInputs
@@ -158,3 +159,76 @@ def test_the_dense_path_has_a_second_derivative_through_the_sample():
     weight = torch.randn(6, 3, generator=torch.Generator().manual_seed(0)).double().requires_grad_()
     call = lambda w: take_classes(w, torch.tensor([5]), torch.tensor([1, 5]))[0].square().sum()  # noqa: E731
     assert torch.autograd.gradgradcheck(call, weight)
+
+
+# Sparse gradients
+
+
+@each_head
+@pytest.mark.parametrize("path", ["streamed", "dense"])
+def test_a_sparse_gradient_is_the_dense_one_without_the_zeros(case, path):
+    inputs = batch()
+    inputs.labels = inputs.labels % 3 * 4
+    dense, sparse = (case.build(sample_rate=0.6, seed=4, path=path, sparse_gradient=flag) for flag in (False, True))
+    for step in (1, 2):  # the second adds to the first
+        values = [inputs.call(loss) for loss in (dense, sparse)]
+        assert torch.equal(*values)
+        for value in values:
+            value.backward()
+        gradient = sparse.weight.grad
+        assert gradient.layout == torch.sparse_coo
+        assert gradient.shape == sparse.weight.shape
+        assert gradient._nnz() <= 5 * step * sparse.sub_centers
+        torch.testing.assert_close(gradient.to_dense(), dense.weight.grad, rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize(
+    "optimiser", [lambda p: torch.optim.SGD(p, lr=0.5), lambda p: torch.optim.SparseAdam(p, lr=0.5)]
+)
+def test_an_optimiser_moves_the_sampled_rows_only(optimiser):
+    inputs = batch()
+    inputs.labels = inputs.labels % 3
+    loss = CosFaceLoss(CLASSES, 6, sample_rate=0.6, seed=1, sparse_gradient=True).double()
+    before, classes = loss.weight.detach().clone(), copy.deepcopy(loss.sampler)(inputs.labels)
+    step = optimiser([loss.weight])
+    inputs.call(loss).backward()
+    step.step()
+    moved = (loss.weight != before).any(1)
+    assert moved.nonzero().squeeze(1).tolist() == classes.tolist()
+
+
+def test_sgd_takes_the_same_steps_either_way():
+    weights = []
+    for sparse in (False, True):
+        loss = CosFaceLoss(CLASSES, 6, sample_rate=0.6, seed=1, sparse_gradient=sparse).double()
+        loss.weight.data = torch.randn(CLASSES, 6, generator=torch.Generator().manual_seed(3)).double()
+        optimiser = torch.optim.SGD(loss.parameters(), lr=0.3)
+        for seed in range(4):
+            inputs = batch(seed)
+            inputs.labels = inputs.labels % 3
+            optimiser.zero_grad()
+            inputs.call(loss).backward()
+            optimiser.step()
+        weights.append(loss.weight.detach())
+    torch.testing.assert_close(*weights)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_a_sparse_gradient_has_the_dtype_of_the_weights(dtype):
+    inputs = batch().fresh(dtype)
+    inputs.labels = inputs.labels % 3
+    loss = CosFaceLoss(CLASSES, 6, sample_rate=0.6, sparse_gradient=True).to(dtype)
+    inputs.call(loss).backward()
+    assert loss.weight.grad.dtype == dtype
+
+
+@pytest.mark.parametrize("options", [{}, {"sample_rate": 0.6, "gather_across_devices": True}])
+def test_a_sparse_gradient_is_refused_where_it_cannot_be(options):
+    with pytest.raises(InputError, match=r"sparse_gradient=True .*needs sample_rate below 1 and no gather"):
+        CosFaceLoss(CLASSES, 6, sparse_gradient=True, **options)
+
+
+def test_settings_name_it_where_it_is_on():
+    settings = CosFaceLoss(CLASSES, 6, sample_rate=0.6, sparse_gradient=True).settings()
+    assert CosFaceLoss(**settings).sparse_gradient
+    assert "sparse_gradient" not in CosFaceLoss(CLASSES, 6).settings()
