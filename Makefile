@@ -8,7 +8,7 @@ STAMP := $(VENV)/.installed
 export HF_HUB_OFFLINE := 1
 export TOKENIZERS_PARALLELISM := false
 
-.PHONY: demo test lint bench docs clean
+.PHONY: demo test browser lint bench docs clean
 
 $(STAMP): pyproject.toml constraints.txt
 	@echo "Setting up $(VENV) (once; a few minutes) ..."
@@ -22,6 +22,11 @@ demo: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest -n 2 --dist loadscope
+
+# The report's tests open its page in Chromium; without one they are skipped. Debian, as root.
+browser:
+	@command -v chromium || command -v chromium-browser || command -v google-chrome || \
+		(apt-get update -qq && apt-get install -y -qq --no-install-recommends chromium)
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -37,4 +42,4 @@ docs: $(STAMP)
 	$(BIN)/python docs/build_reference.py
 
 clean:
-	rm -rf $(VENV) demo
+	rm -rf $(VENV) demo build

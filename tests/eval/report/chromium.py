@@ -16,6 +16,7 @@ from typing import Any
 BINARY = next(
     (path for name in ("chromium", "chromium-browser", "google-chrome") if (path := shutil.which(name))), None
 )
+SCREENSHOTS = Path(__file__).parents[3] / "build" / "screenshots"
 _PATIENCE = 90.0
 
 
@@ -51,6 +52,7 @@ class Chromium:
                 "--headless",
                 "--no-sandbox",
                 "--disable-gpu",
+                "--hide-scrollbars",
                 "--disable-dev-shm-usage",
                 "--no-first-run",
                 "--disable-background-networking",
@@ -134,7 +136,8 @@ class Chromium:
 
     def screenshot(self, file: Path) -> None:
         """The whole page as a PNG file."""
-        found = self.send("Page.captureScreenshot", captureBeyondViewport=True)
+        size = self.send("Page.getLayoutMetrics")["cssContentSize"]
+        found = self.send("Page.captureScreenshot", captureBeyondViewport=True, clip={**size, "scale": 1})
         file.write_bytes(base64.b64decode(found["data"]))
 
     def _next(self, end: float) -> dict[str, Any]:

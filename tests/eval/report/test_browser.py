@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from dataclasses import replace
+from importlib import resources
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nearfar.eval.report import ModelSection, Report, write_report
-from tests.eval.report.chromium import BINARY, Chromium
+from tests.eval.report.chromium import BINARY, SCREENSHOTS, Chromium
 from tests.eval.report.report_samples import make_card, make_frontier, make_section
 from tests.eval.report.test_report_html import hostile_report
 
 pytestmark = [
     pytest.mark.slow,
-    pytest.mark.skipif(BINARY is None, reason="no Chromium on this machine (looked for chromium and google-chrome)"),
+    pytest.mark.skipif(
+        BINARY is None, reason="no Chromium on this machine; `make browser` or apt-get install chromium"
+    ),
 ]
 
 
@@ -77,6 +81,40 @@ def test_every_chart_is_drawn_without_error_or_request(
     assert browser.problems == []
     assert browser.requests == [pages[name].as_uri()]
     assert browser.run("document.images.length") == 0
+
+
+AXE = """axe.run(document, {resultTypes: ["violations"]}).then(found => found.violations.map(
+    rule => [rule.impact, rule.id, rule.nodes[0].target.join(" "), rule.nodes[0].failureSummary]))"""
+
+
+@pytest.mark.parametrize(("name", "scheme"), [("two", "light"), ("two", "dark"), ("one", "light")])
+def test_axe_finds_nothing_serious(browser: Chromium, pages: dict[str, Path], name: str, scheme: str) -> None:
+    """axe-core (MPL-2.0, https://github.com/dequelabs/axe-core) out of a package that carries it; all is unfolded."""
+    browser.open(pages[name], scheme)
+    browser.wait("document.documentElement.dataset.theme")
+    folded = "details:not(#explore-list li:nth-child(n + 4) details)"  # a few queries look like all of them
+    browser.run(f"document.querySelectorAll('{folded}').forEach(block => {{ block.open = true; }})")
+    browser.run((resources.files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8") + "; 0")
+    assert [finding for finding in browser.run(AXE) if finding[0] in {"serious", "critical"}] == []
+
+
+def test_axe_would_find_faint_text_and_a_nameless_button(browser: Chromium, pages: dict[str, Path]) -> None:
+    browser.open(pages["bare"])
+    browser.run((resources.files("axe_playwright_python") / "axe.min.js").read_text(encoding="utf-8") + "; 0")
+    faults = '<p style="color: #ccc">faint</p><button></button>'
+    browser.run(f"document.querySelector('main').insertAdjacentHTML('beforeend', {faults!r})")
+    assert {"color-contrast", "button-name"} <= {finding[1] for finding in browser.run(AXE)}
+
+
+@pytest.mark.parametrize("scheme", ["light", "dark"])
+def test_screenshots_are_kept(browser: Chromium, pages: dict[str, Path], scheme: str) -> None:
+    browser.open(pages["two"], scheme)
+    browser.wait("document.querySelectorAll('.chart .scatterlayer path').length > 20")
+    SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+    picture = SCREENSHOTS / f"report-{scheme}.png"
+    browser.screenshot(picture)
+    size = browser.run("[document.documentElement.clientWidth, document.documentElement.scrollHeight]")
+    assert picture.read_bytes()[16:24] == b"".join(length.to_bytes(4, "big") for length in size)  # of the PNG header
 
 
 def test_nothing_is_wider_than_a_phone(browser: Chromium, pages: dict[str, Path]) -> None:
@@ -193,8 +231,11 @@ def test_tables_can_be_read_without_scripts(browser: Chromium, pages: dict[str, 
     browser.send("Emulation.setScriptExecutionDisabled", value=True)
     try:
         browser.send("Page.navigate", url=pages["two"].as_uri())
-        root = browser.send("DOM.getDocument", depth=0)["root"]["nodeId"]
-        html = browser.send("DOM.getOuterHTML", nodeId=root)["outerHTML"]
+        html, end = "", time.monotonic() + 60
+        while 'id="charts"' not in html:  # comes last; no script can tell that the page is whole
+            assert time.monotonic() < end
+            root = browser.send("DOM.getDocument", depth=0)["root"]["nodeId"]
+            html = browser.send("DOM.getOuterHTML", nodeId=root)["outerHTML"]
     finally:
         browser.send("Emulation.setScriptExecutionDisabled", value=False)
     assert "Searching and filtering need JavaScript" in html
