@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import typer
 
-from nearfar.cli import calibrate, compare, demo, evaluate, index, losses, search, train
+from nearfar.cli import calibrate, compare, demo, evaluate, index, losses, mine, search, train
 
 app = typer.Typer(
     name="nearfar",
@@ -18,5 +18,6 @@ app.command("search", epilog=search.EXAMPLE)(search.search)
 app.command("evaluate", epilog=evaluate.EXAMPLE)(evaluate.evaluate)
 app.command("calibrate", epilog=calibrate.EXAMPLE)(calibrate.calibrate)
 app.command("compare", epilog=compare.EXAMPLE)(compare.compare)
+app.command("mine", epilog=mine.EXAMPLE)(mine.mine)
 app.command("losses", epilog=losses.EXAMPLE)(losses.losses)
 app.add_typer(index.app, name="index")

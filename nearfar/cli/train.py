@@ -11,6 +11,8 @@ import typer
 from nearfar.cli.output import AsJson, Output
 
 if TYPE_CHECKING:
+    from datasets import Dataset
+
     from nearfar.data import LabelledTexts, TrainingPairs
 
 EXAMPLE = "Example: nearfar train pairs.jsonl --model all-MiniLM-L6-v2 --loss decoupled-softmax --output run"
@@ -21,7 +23,7 @@ def train(
         Path,
         typer.Argument(
             help="Pairs (query, document, optional label), labelled texts (text, label) as JSONL, CSV or Parquet; "
-            "or a BEIR folder with train judgements."
+            "what `nearfar mine` wrote; or a BEIR folder with train judgements."
         ),
     ],
     model: Annotated[str, typer.Option(help="Folder or hub name of a sentence-transformers model.")],
@@ -66,13 +68,15 @@ def train(
     out.result({"model": str(output / "model"), "metrics": result.metrics})
 
 
-def load_training_data(path: Path) -> TrainingPairs | LabelledTexts:
-    """Pairs or labelled texts, told apart by the columns of the file."""
-    from nearfar.data import load_beir, load_labelled, load_pairs, pairs_from_dataset
+def load_training_data(path: Path) -> TrainingPairs | LabelledTexts | Dataset:
+    """Pairs, labelled texts or mined rows, told apart by the columns of the file."""
+    from nearfar.data import is_mined, load_beir, load_labelled, load_mined, load_pairs, pairs_from_dataset
     from nearfar.errors import DataFileError
 
     if path.is_dir():
         return pairs_from_dataset(load_beir(path, "train"))
+    if is_mined(path):
+        return load_mined(path)
     try:
         return load_pairs(path)
     except DataFileError as no_pairs:

@@ -12,6 +12,7 @@ from nearfar.data.documents import (
     pairs_from_dataset,
 )
 from nearfar.data.labelled import load_labelled, load_pairs, write_labelled, write_pairs
+from nearfar.data.mined import is_mined, load_mined
 from nearfar.data.run_tables import load_parquet_qrels, load_parquet_run
 from nearfar.data.trec import load_trec_qrels, load_trec_run, write_trec_qrels, write_trec_run
 
@@ -24,9 +25,11 @@ __all__ = [
     "TrainingPairs",
     "demo_dataset",
     "demo_model",
+    "is_mined",
     "iter_corpus",
     "load_beir",
     "load_labelled",
+    "load_mined",
     "load_pairs",
     "load_parquet_qrels",
     "load_parquet_run",

@@ -87,7 +87,7 @@ class CandidateSearch:
         result.allowed = result.scores > -np.inf
         return result
 
-    def draw(self, rows: Rows, found: Candidates, count: int, *, seed: int, first: int) -> Candidates:
+    def draw(self, rows: Rows, found: Candidates, count: int, *, seed: int, numbers: Rows) -> Candidates:
         """Random documents for the queries `rows` that neither answer them nor are among their candidates.
 
         Args:
@@ -95,13 +95,13 @@ class CandidateSearch:
             found: the candidates of all queries.
             count: documents drawn for each query; those that do not qualify leave fewer.
             seed: of the draws.
-            first: number of query 0, so that portions of any size draw the same.
+            numbers: (n,) a number of each of them, which with the seed decides its draws.
         """
         names = self._index.ids()
         drawn = Candidates.none(len(rows), count)
         counts = np.zeros(len(rows), dtype=np.int64)
-        for local, row in enumerate(rows):
-            draws = np.random.default_rng([seed, first + int(row), 1])  # another stream than that of `sample`
+        for local in range(len(rows)):
+            draws = np.random.default_rng([seed, int(numbers[local]), 1])  # another stream than that of `sample`
             new = dict.fromkeys(names[position] for position in draws.integers(len(names), size=count))
             drawn.ids[local, : len(new)], counts[local] = list(new), len(new)
         drawn.allowed, _ = self._unknown(drawn.ids, counts, rows, found)

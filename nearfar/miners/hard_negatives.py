@@ -149,12 +149,15 @@ class HardNegativeMiner:
         """Scores of the positives of many queries are asked for."""
         return self.filters.positive_percentile is not None or (self.graded and self.judge is None)
 
-    def mine(self, queries: MiningQueries, *, first: int = 0, population: Floats | None = None) -> MinedNegatives:
+    def mine(
+        self, queries: MiningQueries, *, numbers: Rows | None = None, population: Floats | None = None
+    ) -> MinedNegatives:
         """Find the negatives of Q queries.
 
         Args:
             queries: with their positives.
-            first: number of the first query, when queries come in portions: draws depend on the query's number.
+            numbers: (Q,) a number of each query, when queries come in portions: with the seed it decides the query's
+                draws. Default 0, 1, 2 ...
             population: scores of the positives of many queries, for ``positive_percentile`` and for grades without a
                 judge; default: those of `queries`.
 
@@ -165,8 +168,9 @@ class HardNegativeMiner:
         if not len(self.index):
             raise InputError("the index is empty; add documents to it first")
         self._check(queries)
-        mining = _Mining(self, queries, first, population)
-        return mining.run()
+        if numbers is None:
+            numbers = np.arange(len(queries))
+        return _Mining(self, queries, numbers, population).run()
 
     def score_positives(self, queries: MiningQueries) -> list[Floats]:
         """Q arrays, the score of each query's positives: the judge's, or else the index's."""
@@ -220,10 +224,12 @@ class HardNegativeMiner:
 class _Mining:
     """One call of `HardNegativeMiner.mine`."""
 
-    def __init__(self, miner: HardNegativeMiner, queries: MiningQueries, first: int, population: Floats | None) -> None:
+    def __init__(
+        self, miner: HardNegativeMiner, queries: MiningQueries, numbers: Rows, population: Floats | None
+    ) -> None:
         self.miner = miner
         self.queries = queries
-        self.first = first
+        self.numbers = numbers
         self.candidates = CandidateSearch(
             miner.index, queries, miner.range_max, miner.duplicate_similarity, miner.search_parameters
         )
@@ -246,7 +252,7 @@ class _Mining:
             sampling=miner.sampling,
             temperature=miner.temperature,
             seed=miner.seed,
-            first=self.first,
+            numbers=self.numbers,
         )
         ids, scores, grades = self._take(found, measured, columns)
         counts = (columns >= 0).sum(axis=1)
@@ -311,7 +317,8 @@ class _Mining:
     ) -> Rows:
         """Add random documents that pass the filters to the queries `rows`, in place; how many each got."""
         n = self.miner.num_negatives
-        drawn = self.candidates.draw(rows, found, _FILL_DRAWS * n, seed=self.miner.seed, first=self.first)
+        numbers, seed = self.numbers[rows], self.miner.seed
+        drawn = self.candidates.draw(rows, found, _FILL_DRAWS * n, seed=seed, numbers=numbers)
         measured = self._filter(drawn, rows, replace(self.miner.filters, min_score=None))
         columns = sample(drawn.scores, drawn.allowed, n)
         more = self._take(drawn, measured, columns)

@@ -85,9 +85,12 @@ class NegativeFilters:
         Args:
             positive_scores: Q arrays with the scores of each query's positives.
         """
-        return np.array(
-            [np.quantile(scores, self.positive_quantile) if len(scores) else np.inf for scores in positive_scores]
-        )
+        return np.array([self._reference(scores) for scores in positive_scores])
+
+    def _reference(self, scores: Floats) -> float:
+        if len(scores) < 2:  # nearly every query
+            return float(scores[0]) if len(scores) else np.inf
+        return float(np.quantile(scores, self.positive_quantile))
 
     def rejections(
         self, scores: Floats, reference: Floats, population: Floats | None = None

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Literal, get_args
 
 import numpy as np
@@ -30,7 +31,7 @@ def sample(
     sampling: Sampling = "top",
     temperature: float = 0.05,
     seed: int = 0,
-    first: int = 0,
+    numbers: Sequence[int] | Columns | None = None,
 ) -> Columns:
     """Take up to `count` allowed columns of each row, without replacement.
 
@@ -42,8 +43,8 @@ def sample(
             as ``exp(score / temperature)``.
         temperature: of "softmax".
         seed: of all draws.
-        first: number of the first row. A row's draw depends on the seed and its number alone, so rows may be
-            handled in portions of any size.
+        numbers: (Q,) a number of each row; default 0, 1, 2 ... A row's draw depends on the seed and its number alone,
+            so rows may be handled in portions of any size.
 
     Returns:
         (Q, count) columns in rising order, -1 where there are too few.
@@ -53,7 +54,8 @@ def sample(
         >>> sample(np.array([[0.9, 0.8, 0.7]]), np.array([[False, True, True]]), 3)
         array([[ 1,  2, -1]])
     """
-    keys = np.where(allowed, _keys(scores, allowed, sampling, temperature, seed, first), np.inf)  # (Q, k)
+    numbers = range(len(scores)) if numbers is None else numbers
+    keys = np.where(allowed, _keys(scores, allowed, sampling, temperature, seed, numbers), np.inf)  # (Q, k)
     width = min(count, keys.shape[1])
     columns = np.argsort(keys, axis=1, kind="stable")[:, :width]
     taken = np.take_along_axis(allowed, columns, axis=1)
@@ -64,13 +66,13 @@ def sample(
 
 
 def _keys(
-    scores: Floats, allowed: Mask, sampling: Sampling, temperature: float, seed: int, first: int
+    scores: Floats, allowed: Mask, sampling: Sampling, temperature: float, seed: int, numbers: Sequence[int] | Columns
 ) -> npt.NDArray[np.float64]:
     """(Q, k) sort keys: the columns with the smallest ones are taken."""
     rows, width = scores.shape
     if sampling == "top":
         return np.tile(np.arange(width, dtype=np.float64), (rows, 1))
-    draws = [np.random.default_rng([seed, first + row]) for row in range(rows)]
+    draws = [np.random.default_rng([seed, int(number)]) for number in numbers]
     if sampling == "random":
         return np.stack([draw.random(width) for draw in draws])
     # The largest of score / temperature + Gumbel noise are a softmax sample without replacement.

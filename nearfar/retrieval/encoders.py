@@ -90,7 +90,7 @@ def fingerprint(model: SentenceTransformer) -> EncoderFingerprint:
         prompts={name: prompt for name, prompt in model.prompts.items() if prompt},
         default_prompt_name=model.default_prompt_name,
         max_seq_length=int(length) if length is not None and length < 2**31 else None,  # "infinite" is a float
-        truncate_dim=model.truncate_dim,
+        truncate_dim=getattr(model, "truncate_dim", None),  # cross-encoders have none
     )
 
 

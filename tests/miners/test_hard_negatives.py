@@ -159,7 +159,7 @@ def test_portions_of_queries_draw_what_the_whole_draws(world):
     whole = world.mine(sampling="softmax", seed=3)
     queries = MiningQueries.from_ids(world.index, world.queries[6:], world.positives[6:])
     miner = HardNegativeMiner(world.index, filters=OFF, sampling="softmax", short="keep", seed=3)
-    assert mined_ids(miner.mine(queries, first=6)) == mined_ids(whole)[6:]
+    assert mined_ids(miner.mine(queries, numbers=np.arange(6, QUERIES))) == mined_ids(whole)[6:]
 
 
 def test_duplicates_of_a_positive_are_left_out_by_their_similarity(world):

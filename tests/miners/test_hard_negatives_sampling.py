@@ -54,5 +54,7 @@ def test_what_every_strategy_keeps(allowed, count, sampling, seed):
         assert all(allowed[row, taken])
         assert len(taken) == min(count, allowed[row].sum())
         assert (columns[row, len(taken) :] == -1).all()
-        alone = sample(scores[row : row + 1], allowed[row : row + 1], count, sampling=sampling, seed=seed, first=row)
+        alone = sample(
+            scores[row : row + 1], allowed[row : row + 1], count, sampling=sampling, seed=seed, numbers=[row]
+        )
         assert alone[0].tolist() == columns[row].tolist()
