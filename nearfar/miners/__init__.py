@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from nearfar.miners.batch_hard import BatchHardMiner
+    from nearfar.miners.global_proxy import GlobalProxyMiner
     from nearfar.miners.hard_negatives import HardNegativeMiner, MinedNegatives
     from nearfar.miners.mining_queries import MiningQueries
     from nearfar.miners.multi_similarity import MultiSimilarityMiner
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
 # Name -> module, so that none pays for the imports of the others.
 _MODULES: dict[str, str] = {
     "BatchHardMiner": "batch_hard",
+    "GlobalProxyMiner": "global_proxy",
     "HardNegativeMiner": "hard_negatives",
     "MinedNegatives": "hard_negatives",
     "MiningQueries": "mining_queries",
@@ -26,6 +28,7 @@ _MODULES: dict[str, str] = {
 
 __all__ = [
     "BatchHardMiner",
+    "GlobalProxyMiner",
     "HardNegativeMiner",
     "MinedNegatives",
     "MiningQueries",

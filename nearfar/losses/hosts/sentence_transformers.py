@@ -92,6 +92,11 @@ class ForSentenceTransformer(nn.Module):
         """The loss from one embedding matrix (B, D) per column."""
         return _value(self.loss, embeddings, labels)
 
+    @staticmethod
+    def evaluate(loss: nn.Module, columns: list[Tensor], labels: Tensor | None = None) -> Tensor:
+        """The value of any loss on columns of embeddings (B, D), read as this class reads them."""
+        return _total(_value(loss, columns, labels))
+
     def calculate_loss(
         self, reps: list[list[Tensor]], labels: Tensor | None = None, *, with_backward: bool = False
     ) -> Tensor:
