@@ -9,6 +9,7 @@ from typing import Annotated
 import typer
 
 from nearfar.cli.output import AsJson, Output
+from nearfar.cli.run_files import RelevanceLevel, TieRule, Ties, read_qrels, read_run, tie_sentence
 
 EXAMPLE = (
     "Examples: nearfar compare bm25.run dense.run --qrels qrels.txt --metric nDCG@10 | "
@@ -32,8 +33,10 @@ class Correction(str, Enum):
 
 
 def compare(
-    runs: Annotated[list[Path], typer.Argument(help="Two or more TREC runs.", show_default=False)],
-    qrels: Annotated[Path, typer.Option(help="TREC judgements.")],
+    runs: Annotated[
+        list[Path], typer.Argument(help="Two or more runs: TREC files or .parquet tables.", show_default=False)
+    ],
+    qrels: Annotated[Path, typer.Option(help="Judgements: a TREC file or a .parquet table.")],
     metric: Annotated[list[str] | None, typer.Option(help="A metric such as nDCG@10; repeatable.")] = None,
     baseline: Annotated[str | None, typer.Option(help="The run to hold the others against; else the first.")] = None,
     all_pairs: Annotated[bool, typer.Option("--all-pairs", help="Compare every run with every other.")] = False,
@@ -43,13 +46,14 @@ def compare(
     ] = None,
     test: Annotated[PairedTest, typer.Option(help="The test that decides.")] = PairedTest.randomisation,
     correction: Annotated[Correction, typer.Option(help="Adjust p-values for many tests.")] = Correction.holm,
+    ties: Ties = TieRule.trec,
+    relevance_level: RelevanceLevel = 1,
     permutations: Annotated[int, typer.Option(help="Random sign patterns, and bootstrap resamples.")] = 10_000,
     confidence: Annotated[float, typer.Option(help="Of the intervals; tests are at 1 - confidence.")] = 0.95,
     seed: Annotated[int, typer.Option(help="Of all draws.")] = 0,
     as_json: AsJson = False,
 ) -> None:
     """Say whether runs differ by more than chance: tests, intervals, wins and losses."""
-    from nearfar.data import load_trec_qrels, load_trec_run
     from nearfar.errors import InputError
     from nearfar.eval import DEFAULT_METRICS, compare_runs, evaluate_run
     from nearfar.eval.ranking import parse_metrics
@@ -60,9 +64,10 @@ def compare(
         raise InputError("give either --all-pairs or --baseline")
     metrics = metric or list(DEFAULT_METRICS)
     parse_metrics(metrics)  # a wrong name is told before large files are read
-    judgements = load_trec_qrels(qrels)
+    judgements = read_qrels(qrels)
     results = {
-        name: evaluate_run(load_trec_run(path), judgements, metrics) for name, path in zip(names, runs, strict=True)
+        name: evaluate_run(read_run(path), judgements, metrics, relevance_level=relevance_level, ties=ties.value)
+        for name, path in zip(names, runs, strict=True)
     }
     comparison = compare_runs(
         results,
@@ -82,8 +87,10 @@ def compare(
     for name, result in results.items():
         if result.missing_queries:
             out.line(f"{name} answers {len(result.missing_queries):,} of the queries not at all; they count as 0.")
+        out.line(f"{name}: {tie_sentence(result)}.")
     missing = {name: result.missing_queries for name, result in results.items()}
-    out.result({**comparison.to_dict(), "missing": missing})
+    tie_rates = {name: result.tie_rate for name, result in results.items()}
+    out.result({**comparison.to_dict(), "missing": missing, "ties": ties.value, "tie_rate": tie_rates})
 
 
 def _names(runs: list[Path]) -> list[str]:

@@ -74,6 +74,7 @@ def test_json_is_what_compare_runs_says(capsys, files):
         clusters={q: f"c{i // 4}" for i, q in enumerate(QUERIES)},
     )
     assert found.pop("missing") == {"old.run": [], "new.run": []}
+    assert (found.pop("ties"), found.pop("tie_rate")) == ("trec", {"old.run": 0.0, "new.run": 0.0})
     assert found == json.loads(wanted.to_json())
     assert [row["group"] for row in found["group_rows"]] == ["even", "odd"]
     assert found["rows"][0]["units"] == 10

@@ -92,12 +92,16 @@ class FrontierPoint:
     Attributes:
         setting: what was set, for example "nprobe=8".
         recall: share of the exact neighbours that it finds, in [0, 1].
-        milliseconds: time for one query.
+        milliseconds: median time for one query.
+        p95: time that 95 % of the queries stay below, in milliseconds, or None.
+        interval: ends of a 95 % interval of the recall, or None.
     """
 
     setting: str
     recall: float
     milliseconds: float
+    p95: float | None = None
+    interval: tuple[float, float] | None = None
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,8 @@ class ModelSection:
             high limit. The page cuts their texts so that it stays below 8 MB.
         curves: error rates of pairs by threshold, or None.
         threshold_card: a calibrated threshold of pairs on cosines; drawn in the histogram.
-        frontier: recall and latency of the model's index under several settings.
+        frontier: recall and latency of the model's index under several settings, see
+            `nearfar.retrieval.measure_frontier`.
 
     Raises:
         InputError: the card is one of queries, or of other scores than cosines; or a point of the frontier has a

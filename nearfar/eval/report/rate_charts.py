@@ -80,8 +80,17 @@ def frontier_chart(report: Report) -> Chart:
             line = series(place, model.name, [p.milliseconds for p in points], [p.recall for p in points], markers=True)
             line["text"] = [label(point.setting) for point in points]
             line["hovertemplate"] = "%{text}: recall %{y:.3f}, %{x:.3~g} ms<extra>%{fullData.name}</extra>"
+            spread = [(p.recall - p.interval[0], p.interval[1] - p.recall) if p.interval else (0, 0) for p in points]
+            below, above = ([round(max(0.0, side), 5) for side in sides] for sides in zip(*spread, strict=True))
+            if any(below) or any(above):
+                line["error_y"] = {"type": "data", "symmetric": False, "array": above, "arrayminus": below}
             traces.append(line)
-    x = axis("Milliseconds a query (logarithmic)", type="log")
+    times = [point.milliseconds for model in report.models for point in model.frontier]
+    ticks = [tick for power in range(-4, 5) for tick in (10.0**power, 2 * 10.0**power, 5 * 10.0**power)]
+    shown = [tick for tick in ticks if min(times) / 2 <= tick <= max(times) * 2]
+    x = axis(
+        "Milliseconds a query, median (logarithmic)", type="log", tickvals=shown, ticktext=[f"{t:g}" for t in shown]
+    )
     y = axis("Recall of exact neighbours", tickformat=".2f")
     return {"data": traces, "layout": layout(x, y, showlegend=len(traces) > 1)}
 

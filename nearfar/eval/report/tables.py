@@ -210,11 +210,25 @@ def rates_table(report: Report) -> Table | None:
 def frontier_table(report: Report) -> Table | None:
     """A row a setting of an index, or None when no frontier was measured."""
     rows = [
-        [model.name, point.setting, metric(point.recall), f"{point.milliseconds:.3g}"]
+        [
+            model.name,
+            point.setting,
+            metric(point.recall),
+            NONE if point.interval is None else f"{metric(point.interval[0])} to {metric(point.interval[1])}",
+            small(point.milliseconds),
+            small(point.p95),
+        ]
         for model in report.models
         for point in sorted(model.frontier, key=lambda point: point.milliseconds)
     ]
-    header = ["Model", "Setting", "Recall of exact neighbours", "Milliseconds a query"]
+    header = [
+        "Model",
+        "Setting",
+        "Recall of exact neighbours",
+        "95\u00a0% interval",
+        "Median ms a query",
+        "95\u00a0% below",
+    ]
     return Table("Recall and latency of the index", header, rows, text_columns=(0, 1)) if rows else None
 
 

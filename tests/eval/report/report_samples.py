@@ -84,7 +84,10 @@ def make_card(threshold: float = 0.512, failing: int = 12, prefix: str = "class 
 
 
 def make_frontier() -> list[FrontierPoint]:
-    return [FrontierPoint(f"nprobe={n}", 1 - 0.4 / n, 0.02 * n) for n in (1, 4, 16)]
+    return [
+        FrontierPoint(f"nprobe={n}", 1 - 0.4 / n, 0.02 * n, p95=0.03 * n, interval=(1 - 0.5 / n, 1 - 0.35 / n))
+        for n in (1, 4, 16)
+    ]
 
 
 def make_section(name: str, seed: int, queries: int = 40, worst: int = 3, text: str = "text of") -> ModelSection:

@@ -386,7 +386,9 @@ def test_a_frontier_is_shown_when_given(report: Report) -> None:
     page = Page(report_html(replace(report, models=models)))
     (line,) = page.charts()["frontier"]["data"]
     assert (line["x"], line["text"]) == ([0.02, 0.08, 0.32], ["nprobe=1", "nprobe=4", "nprobe=16"])
-    assert ["after", "nprobe=4", "0.900", "0.08"] in next(
+    assert line["error_y"]["array"] == [0.05, 0.0125, 0.00313]
+    assert line["error_y"]["arrayminus"] == [0.1, 0.025, 0.00625]
+    assert ["after", "nprobe=4", "0.900", "0.875 to 0.912", "0.08", "0.12"] in next(
         t for t in page.tables if t[0][0] == "Model" and "Setting" in t[0]
     )
 
