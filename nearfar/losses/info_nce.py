@@ -28,9 +28,10 @@ from nearfar.losses.engine import (
 from nearfar.losses.engine.statistics import Axis
 from nearfar.losses.engine.targets import Pairs
 
-# Up to here exp(scale * cosine) and its sums are normal float32 numbers, so that one exponential serves rows and
-# columns; above, each direction subtracts its own maximum.
-_LARGEST_PLAIN_SCALE = 40
+# Logits of a tile that differ by no more than this from their middle have exponentials whose sums, and whose shares of
+# a sum, are normal float32 numbers: one exponential then serves rows and columns. A share that underflows beside much
+# larger logits of other tiles is below 1e-9. Elsewhere each direction subtracts its own maximum.
+_WIDEST_PLAIN = 64
 
 
 class InfoNCELoss(QueryDocumentLoss):
@@ -183,13 +184,13 @@ class InfoNCELoss(QueryDocumentLoss):
         pairs = target.positive_pairs()
         weights = target.positive_weights(pairs, logits.dtype)  # (P,)
         pull = logits[pairs] * weights
-        plain = self.scale <= _LARGEST_PLAIN_SCALE
-        mass = logits.exp() if plain else logits.clone()  # (rows, columns)
-        _drop_ignored(mass, target.non_negative_pairs(), pairs, 0.0 if plain else -torch.inf)
+        middle = self._middle(logits)
+        mass = logits if middle is None else _exponentials(logits, middle)  # (rows, columns)
+        _drop_ignored(mass, target.non_negative_pairs(), pairs, -torch.inf if middle is None else 0.0)
         found = {}
         for side, dim in (("row", 1), ("column", 0)):
             index, count = pairs[1 - dim], logits.shape[1 - dim]
-            found[f"{side}_lse"] = mass.sum(dim).log() if plain else mass.logsumexp(dim)
+            found[f"{side}_lse"] = mass.logsumexp(dim) if middle is None else mass.sum(dim).log_().add_(middle)
             found[f"{side}_pull"] = segment_sum(pull, index, count)
             found[f"{side}_weight"] = segment_sum(weights, index, count)
             found[f"{side}_number"] = segment_sum(torch.ones_like(weights), index, count)
@@ -203,10 +204,11 @@ class InfoNCELoss(QueryDocumentLoss):
         # An empty row or column has an infinite log-sum-exp and no gradient.
         row_lse = merged["row_lse"].clamp(min=-1e30)
         column_lse = merged["column_lse"].clamp(min=-1e30)
-        if self.scale <= _LARGEST_PLAIN_SCALE:
-            row_factor = (push_row * (-row_lse).exp()).nan_to_num_(0.0)  # (rows,)
-            column_factor = (push_column * (-column_lse).exp()).nan_to_num_(0.0)  # (columns,)
-            gradient = logits.exp().mul_(row_factor[:, None] + column_factor)  # (rows, columns)
+        middle = self._middle(logits)
+        if middle is not None:
+            row_factor = push_row * (middle - row_lse).clamp_(max=_WIDEST_PLAIN).exp_()  # (rows,)
+            column_factor = push_column * (middle - column_lse).clamp_(max=_WIDEST_PLAIN).exp_()  # (columns,)
+            gradient = _exponentials(logits, middle).mul_(row_factor[:, None] + column_factor)  # (rows, columns)
         else:
             gradient = (logits - column_lse).exp_().mul_(push_column)
             gradient.addcmul_((logits - row_lse[:, None]).exp_(), push_row[:, None])
@@ -214,6 +216,20 @@ class InfoNCELoss(QueryDocumentLoss):
         pull = cotangents["row_pull"][rows] + cotangents["column_pull"][columns]  # (P,)
         gradient[rows, columns] += pull * target.positive_weights(pairs, logits.dtype)
         return gradient
+
+    def _middle(self, logits: Tensor) -> float | None:
+        """What to subtract from all logits of a tile before their exponential; None where nothing serves all."""
+        if self.scale <= _WIDEST_PLAIN:
+            return 0.0
+        if logits.device.type != "cpu":  # it would wait for the answer
+            return None
+        lowest, highest = (bound.item() for bound in torch.aminmax(logits))
+        return (lowest + highest) / 2 if highest - lowest <= 2 * _WIDEST_PLAIN else None
+
+
+def _exponentials(logits: Tensor, middle: float) -> Tensor:
+    """In place."""
+    return (logits.sub_(middle) if middle else logits).exp_()
 
 
 def _drop_ignored(matrix: Tensor, non_negatives: Pairs, positives: Pairs, value: float) -> Tensor:

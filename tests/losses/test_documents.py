@@ -12,6 +12,7 @@ from torch.nn import functional as F
 
 from nearfar.errors import InputError
 from nearfar.losses import BiXSELoss, InfoNCELoss, MannWhitneyLoss, SigLIPLoss, SoftTopKLoss
+from nearfar.losses.pairwise_sigmoid import _softplus_sums
 from nearfar.losses.soft_top_k import soft_top_k_threshold
 from tests.losses.inputs import DocumentInputs, points
 from tests.losses.outcome import assert_same, outcome
@@ -260,3 +261,43 @@ def test_a_learned_scale_stays_within_its_bounds(batch):
 def test_a_bias_that_is_no_number_is_refused():
     with pytest.raises(InputError, match="bias='big'"):
         BiXSELoss(bias="big")
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("spread", [0.2, 1.0])
+@pytest.mark.parametrize("scale", [64, 65, 100, 700])
+def test_one_exponential_serves_both_directions_where_it_can(scale, spread, dtype, tiny_tiles):
+    """Narrow tiles, wide tiles, and tiles whose logits lie far from those of others."""
+    generator = torch.Generator().manual_seed(scale)
+    queries, documents = torch.randn(2, 12, 5, generator=generator).to(dtype)
+    offset = torch.tensor([1.0, 0, 0, 0, 0])
+    queries, documents = offset + spread * queries, offset + spread * documents
+    documents[6:] -= 1.5 * offset
+    inputs = DocumentInputs(queries, documents)
+    exact = outcome(InfoNCELoss(scale=scale, symmetric=True, path="dense"), inputs.fresh(torch.float64))
+    found = outcome(InfoNCELoss(scale=scale, symmetric=True), inputs)
+    tolerance = 1e-10 if dtype == torch.float64 else 1e-5
+    torch.testing.assert_close(found.value.double(), exact.value, rtol=tolerance, atol=tolerance)
+    for name, gradient in exact.gradients.items():
+        assert (found.gradients[name].double() - gradient).norm() <= scale * tolerance * gradient.norm()
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("largest", [1.0, 79.9, 500.0])
+def test_softplus_and_its_slope_from_one_exponential(largest, dtype):
+    logits = torch.cat([torch.linspace(-300, largest, 301, dtype=dtype), torch.tensor([-torch.inf], dtype=dtype)])
+    exact = logits.double()[:, None].clone().requires_grad_()
+    values = F.softplus(exact, threshold=1000).sum(1)
+    (slope,) = torch.autograd.grad(values.sum(), exact)
+    found, found_slope = _softplus_sums(logits[:, None].clone())
+    torch.testing.assert_close(found.double(), values.detach(), rtol=4 * torch.finfo(dtype).eps, atol=1e-30)
+    torch.testing.assert_close(found_slope.double(), slope, rtol=8 * torch.finfo(dtype).eps, atol=1e-30)
+
+
+def test_the_slope_is_finite_beyond_the_largest_exponential():
+    inputs = FX_B.fresh(torch.float32)
+    loss = SigLIPLoss(scale=1000, bias=100)
+    found, exact = outcome(loss, inputs), outcome(copy.deepcopy(loss).double(), FX_B)
+    torch.testing.assert_close(found.value.double(), exact.value, rtol=1e-6, atol=0)
+    for name, gradient in exact.gradients.items():
+        assert (found.gradients[name].double() - gradient).norm() <= 1e-5 * gradient.norm(), name
