@@ -6,7 +6,9 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from nearfar.miners.angular import AngularMiner
     from nearfar.miners.batch_hard import BatchHardMiner
+    from nearfar.miners.distance_weighted import DistanceWeightedMiner
     from nearfar.miners.global_proxy import GlobalProxyMiner
     from nearfar.miners.hard_negatives import HardNegativeMiner, MinedNegatives
     from nearfar.miners.mining_queries import MiningQueries
@@ -16,7 +18,9 @@ if TYPE_CHECKING:
 
 # Name -> module, so that none pays for the imports of the others.
 _MODULES: dict[str, str] = {
+    "AngularMiner": "angular",
     "BatchHardMiner": "batch_hard",
+    "DistanceWeightedMiner": "distance_weighted",
     "GlobalProxyMiner": "global_proxy",
     "HardNegativeMiner": "hard_negatives",
     "MinedNegatives": "hard_negatives",
@@ -27,7 +31,9 @@ _MODULES: dict[str, str] = {
 }
 
 __all__ = [
+    "AngularMiner",
     "BatchHardMiner",
+    "DistanceWeightedMiner",
     "GlobalProxyMiner",
     "HardNegativeMiner",
     "MinedNegatives",
