@@ -19,11 +19,13 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from sentence_transformers.base.evaluation import BaseEvaluator
+from torch.utils.data import Dataset
 
 from nearfar.data import LabelledTexts, RetrievalDataset
 from nearfar.errors import InputError
 from nearfar.eval import evaluate_embeddings, evaluate_run, opis
 from nearfar.eval.inputs import ArrayLike
+from nearfar.retrieval.training.tensor_data import embed, labels_of
 
 _METRICS = ("R@1", "R@10", "RR@10", "nDCG@10")
 CHUNK_DOCUMENTS = 8_192  # encoded and searched at a time: 24 MB of vectors of 768 dimensions
@@ -49,7 +51,8 @@ class _Evaluator(BaseEvaluator):
         if output_path is not None and _is_first_process():
             self._append_row(Path(output_path), epoch, steps, mean)
         found: dict[str, float] = self.prefix_name_to_metrics(dict(mean), self.name)
-        self.store_metrics_in_model_card_data(model, found, epoch, steps)
+        if hasattr(model, "model_card_data"):  # any other module has no card
+            self.store_metrics_in_model_card_data(model, found, epoch, steps)
         return found
 
     def _append_row(self, folder: Path, epoch: float, steps: int, mean: Mapping[str, float]) -> None:
@@ -144,12 +147,13 @@ class ClassEvaluator(_Evaluator):
     NaN while the model maps everything to one point.
 
     Args:
-        texts: labelled texts, or anything else that the model encodes, with a label each.
+        texts: labelled texts, or anything else that the model encodes, with a label each. For a ``torch.nn.Module`` a
+            data set of tensors: ``TensorData``, or pairs (input, label).
         name: put before the metrics' names.
         ks: depths of ``hit@k``.
         primary: the metric that decides which model is best: ``hit@k``, ``R-precision``, ``MAP@R``, ``MRR``, or
             ``OPIS`` or ``OPIS-corrected``, of which less is better.
-        batch_size: texts encoded at once.
+        batch_size: samples encoded at once.
         seed: of the noise floor of OPIS.
 
     Raises:
@@ -164,7 +168,7 @@ class ClassEvaluator(_Evaluator):
 
     def __init__(
         self,
-        texts: LabelledTexts,
+        texts: LabelledTexts | Dataset[Any],
         name: str = "classes",
         ks: Sequence[int] = (1, 5, 10),
         primary: str = "MAP@R",
@@ -173,7 +177,9 @@ class ClassEvaluator(_Evaluator):
     ) -> None:
         super().__init__(name, primary, batch_size)
         self.texts, self.ks, self.seed = texts, tuple(ks), seed
-        sizes = Counter(texts.labels).values()
+        labels = labels_of(texts) if isinstance(texts, Dataset) else texts.labels
+        self.labels: NDArray[Any] = np.asarray(labels)  # (N,)
+        sizes = Counter(self.labels.tolist()).values()
         self.measures_opis = sum(size >= _OPIS_CLASS_SIZE for size in sizes) >= 2
         known = [*(f"hit@{k}" for k in ks), "R-precision", "MAP@R", "MRR"]
         known += ["OPIS", "OPIS-corrected"] if self.measures_opis else []
@@ -187,20 +193,22 @@ class ClassEvaluator(_Evaluator):
         self, model: Any, output_path: str | None = None, epoch: float = -1, steps: int = -1
     ) -> dict[str, float]:
         """The metrics of the model, named after the evaluator."""
-        vectors = model.encode_document(self.texts.texts, **self._encoding())  # (N, D)
+        if isinstance(self.texts, Dataset):
+            vectors: Any = embed(model, self.texts, self.batch_size)  # (N, D)
+        else:
+            vectors = model.encode_document(self.texts.texts, **self._encoding())  # (N, D)
         return self._record(model, self.measure(np.asarray(vectors)), output_path, epoch, steps)
 
     def measure(self, embeddings: ArrayLike) -> dict[str, float]:
         """The metrics of given embeddings (N, D) of the texts, for training loops of one's own."""
-        labels = np.asarray(self.texts.labels)
-        mean = dict(evaluate_embeddings(embeddings, labels, self.ks).mean)
+        mean = dict(evaluate_embeddings(embeddings, self.labels, self.ks).mean)
         if self.measures_opis:
-            mean |= self._opis(embeddings, labels)
+            mean |= self._opis(embeddings)
         return mean
 
-    def _opis(self, embeddings: ArrayLike, labels: NDArray[Any]) -> dict[str, float]:
+    def _opis(self, embeddings: ArrayLike) -> dict[str, float]:
         try:
-            found = opis(embeddings, labels, min_class_size=_OPIS_CLASS_SIZE, seed=self.seed)
+            found = opis(embeddings, self.labels, min_class_size=_OPIS_CLASS_SIZE, seed=self.seed)
         except InputError:
             # The labels are sound, and the embeddings were just ranked: they have collapsed to one point. Training may
             # recover from that, so it goes on.
@@ -209,7 +217,7 @@ class ClassEvaluator(_Evaluator):
 
     def get_config_dict(self) -> dict[str, Any]:
         """What a model card tells of the evaluation."""
-        return {"samples": len(self.texts.texts), "classes": len(set(self.texts.labels))}
+        return {"samples": len(self.labels), "classes": len(set(self.labels.tolist()))}
 
 
 def _finite(vectors: Any) -> NDArray[np.float32]:
