@@ -39,7 +39,7 @@ def fine_tune_module(
     module: nn.Module,
     train: Dataset[Any],
     *,
-    loss: str | nn.Module,
+    loss: Any,
     output_dir: str | Path,
     loss_options: Mapping[str, Any] | None = None,
     evaluator: Any = None,
@@ -48,8 +48,7 @@ def fine_tune_module(
     learning_rate: float = 2e-5,
     loss_learning_rate: float | None = None,
     warmup_share: float = 0.1,
-    batch_sampler: str | SamplerFactory = "batch_sampler",
-    miner: GlobalProxyMiner | None = None,
+    batch_sampler: str | SamplerFactory | GlobalProxyMiner = "batch_sampler",
     seed: int = 0,
     resume: bool = False,
     show_progress: bool = True,
@@ -81,8 +80,8 @@ def fine_tune_module(
         loss_learning_rate: peak rate of the loss's own parameters; that of the module when None.
         warmup_share: share of the steps during which the rate rises linearly; it then falls linearly to 0.
         batch_sampler: "batch_sampler" (random), "group_by_label", or a factory of samplers as sentence-transformers
-            defines it; it is given the labels as the only column of a ``datasets.Dataset``.
-        miner: composes the batches, see ``GlobalProxyMiner``; None.
+            defines it, which is given the labels as the only column of a ``datasets.Dataset``; or a
+            ``GlobalProxyMiner``, which also sees the embeddings.
         seed: of data order, dropout and new parameters of a loss. Global generators are left as they were.
         resume: go on from the last checkpoint in ``output_dir``, if there is one.
         show_progress: draw a progress bar on standard error.
@@ -115,7 +114,8 @@ def fine_tune_module(
     _check_numbers(**numbers, **own_rate)
     check_data(train)
     options = _checked_options(options or TrainingOptions())
-    make_sampler = _sampler_factory(batch_sampler, miner)
+    make_sampler = _sampler_factory(batch_sampler)
+    miner = batch_sampler if isinstance(batch_sampler, GlobalProxyMiner) else None
     settings = {
         **numbers,
         "loss_learning_rate": loss_learning_rate,
@@ -182,7 +182,7 @@ def _checked_options(options: TrainingOptions) -> TrainingOptions:
 
 
 def _made_loss(
-    loss: str | nn.Module,
+    loss: Any,
     options: dict[str, Any],
     module: nn.Module,
     train: Dataset[Any],
@@ -200,7 +200,7 @@ def _made_loss(
     return made if miner is None else miner.wrap(made, embedding_size=size)
 
 
-def _named_loss(name: str, options: dict[str, Any], size: int, train: Dataset[Any]) -> nn.Module:
+def _named_loss(name: Any, options: dict[str, Any], size: int, train: Dataset[Any]) -> nn.Module:
     if not isinstance(name, str):
         raise InputError(f"loss is a {type(name).__name__}; give the name of a label loss, or a module")
     if name.startswith("st:"):
@@ -213,13 +213,11 @@ def _named_loss(name: str, options: dict[str, Any], size: int, train: Dataset[An
     return found
 
 
-def _sampler_factory(choice: str | SamplerFactory, miner: GlobalProxyMiner | None) -> SamplerFactory | None:
+def _sampler_factory(choice: str | SamplerFactory | GlobalProxyMiner) -> SamplerFactory | None:
     """The factory of batch samplers; None for random batches."""
-    if miner is not None:
-        if choice != "batch_sampler":
-            raise InputError("a miner composes the batches itself; leave batch_sampler out")
+    if isinstance(choice, GlobalProxyMiner):
         # It tells training data, which it mines, by their row numbers.
-        return lambda table, **options: miner(miner.with_rows(table), **options)
+        return lambda table, **options: choice(choice.with_rows(table), **options)
     if choice == "batch_sampler":
         return None
     if choice == "group_by_label":

@@ -19,9 +19,8 @@ from transformers import TrainerCallback
 from nearfar.errors import InputError, UnknownNameError
 from nearfar.losses import BiXSELoss, CircleLoss, CosFaceLoss, ThresholdConsistentMarginLoss, WeightedSum, get_loss
 from nearfar.miners import GlobalProxyMiner
-from nearfar.retrieval import ClassEvaluator, TensorData, embed
+from nearfar.retrieval import ClassEvaluator, TensorData, embed, fine_tune
 from nearfar.retrieval.training.module_trainer import RandomBatches
-from nearfar.retrieval.training.modules import fine_tune_module
 from nearfar.retrieval.training.options import TrainingOptions
 from nearfar.retrieval.training.tensor_data import labels_of
 
@@ -50,7 +49,7 @@ def network(dropout=0.2):
 
 def run(folder, module=None, train=TRAIN, loss="circle", **options):
     module = network() if module is None else module
-    return fine_tune_module(module, train, loss=loss, output_dir=folder, **{**SETTINGS, **options})
+    return fine_tune(module, train, loss=loss, output_dir=folder, **{**SETTINGS, **options})
 
 
 def assert_same_state(one, other):
@@ -319,7 +318,7 @@ def test_samplers_are_given_the_labels(tmp_path):
 def test_a_miner_composes_the_batches_and_sees_the_embeddings(tmp_path):
     def mined(folder, **options):
         miner = GlobalProxyMiner(group_size=2, samples_per_class=3, proxy_dim=3, seed=1)
-        return run(folder, miner=miner, **options), miner
+        return run(folder, batch_sampler=miner, **options), miner
 
     result, miner = mined(tmp_path / "straight")
     assert miner.proxies.shape == (CLASSES, 3)
@@ -400,7 +399,6 @@ def test_a_finished_folder_and_another_recipe_are_refused(tmp_path):
         ({"loss": CircleLoss(), "loss_options": {"m": 1}}, "made already"),
         ({"loss": 3}, "loss is a int"),
         ({"batch_sampler": "no_duplicates"}, "batch_sampler='no_duplicates' is no choice"),
-        ({"batch_sampler": "group_by_label", "miner": GlobalProxyMiner()}, "leave batch_sampler out"),
         ({"options": TrainingOptions(mini_batch_size=4)}, "mini_batch_size=4 is for a SentenceTransformer"),
         ({"options": TrainingOptions(patience=1)}, "patience=1 needs an evaluator"),
     ],
