@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from nearfar.miners.angular import AngularMiner
     from nearfar.miners.batch_hard import BatchHardMiner
+    from nearfar.miners.class_balanced import ClassBalancedBatchSampler
     from nearfar.miners.distance_weighted import DistanceWeightedMiner
     from nearfar.miners.global_proxy import GlobalProxyMiner
     from nearfar.miners.hard_negatives import HardNegativeMiner, MinedNegatives
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
 _MODULES: dict[str, str] = {
     "AngularMiner": "angular",
     "BatchHardMiner": "batch_hard",
+    "ClassBalancedBatchSampler": "class_balanced",
     "DistanceWeightedMiner": "distance_weighted",
     "GlobalProxyMiner": "global_proxy",
     "HardNegativeMiner": "hard_negatives",
@@ -33,6 +35,7 @@ _MODULES: dict[str, str] = {
 __all__ = [
     "AngularMiner",
     "BatchHardMiner",
+    "ClassBalancedBatchSampler",
     "DistanceWeightedMiner",
     "GlobalProxyMiner",
     "HardNegativeMiner",
