@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -12,6 +14,7 @@ if TYPE_CHECKING:
     from datasets import Dataset
 
 _TUPLE_COLUMNS = ("query", "document")  # further texts of an n-tuple are negatives
+_HASHED_ROWS = 10_000  # at a time
 
 
 def as_columns(train: Any, with_labels: bool) -> Dataset:
@@ -39,6 +42,16 @@ def as_columns(train: Any, with_labels: bool) -> Dataset:
     if len(dataset) == 0:
         raise InputError("the training data is empty; give at least one pair or labelled text")
     return dataset
+
+
+def describe_data(dataset: Any) -> dict[str, Any]:
+    """Rows, columns and a hash of the content: what a resumed run checks. By name when there are several data sets."""
+    if isinstance(dataset, dict):
+        return {name: describe_data(each) for name, each in dataset.items()}
+    digest = hashlib.sha256()
+    for first in range(0, len(dataset), _HASHED_ROWS):
+        digest.update(json.dumps(dataset[first : first + _HASHED_ROWS], default=repr).encode())
+    return {"rows": len(dataset), "columns": list(dataset.column_names), "sha256": digest.hexdigest()}
 
 
 def class_numbers(labels: Iterable[str]) -> list[int]:

@@ -3,25 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import torch
-from sentence_transformers import SentenceTransformer, SentenceTransformerTrainingArguments
+from sentence_transformers import SentenceTransformer
 from torch import nn
 from transformers import PrinterCallback
 
 from nearfar.errors import InputError
-from nearfar.losses import ForSentenceTransformer, Loss, get_loss
-from nearfar.losses.registry import wants_sizes
-from nearfar.retrieval.training.columns import as_columns
+from nearfar.retrieval.training.arguments import training_arguments
+from nearfar.retrieval.training.binding import LossChoice, bind_losses, describe_loss, describe_losses, reads_classes
+from nearfar.retrieval.training.callbacks import EarlyStopping, SaveEvery
+from nearfar.retrieval.training.checkpoints import MARKER
+from nearfar.retrieval.training.columns import as_columns, describe_data
+from nearfar.retrieval.training.options import TrainingOptions
+from nearfar.retrieval.training.processes import is_first_process, process_count
 from nearfar.retrieval.training.progress import RichProgress
 from nearfar.retrieval.training.randomness import preserved_random_state
 from nearfar.retrieval.training.run_folder import RunFolder
+from nearfar.retrieval.training.selection import add_adapters, frozen
 from nearfar.retrieval.training.trainer import Trainer
+from nearfar.retrieval.training.versions import versions
 
-LossChoice = str | nn.Module | Callable[[Any], nn.Module]
+__all__ = ["FineTuneResult", "LossChoice", "describe_loss", "fine_tune"]
+
+# Of the trainer's log, what a second run would not repeat.
+_TIMINGS = ("_runtime", "_per_second", "_flos")
 
 
 @dataclass(frozen=True)
@@ -30,9 +39,10 @@ class FineTuneResult:
 
     Attributes:
         model: the trained model; the best one when an evaluator was given.
-        metrics: the evaluator's metrics of that model, by name; empty without an evaluator.
-        history: the trainer's log: losses, and metrics at every epoch.
-        output_dir: the run's folder: ``model``, ``checkpoints``, ``recipe.json``, ``metrics.json``.
+        metrics: the evaluators' metrics of that model, by name; empty without an evaluator.
+        history: the trainer's log, without times: losses, gradient norms, and metrics at every epoch.
+        output_dir: the run's folder: ``model`` (with ``loss.safetensors``, the loss's own parameters), ``checkpoints``,
+            ``recipe.yaml``, ``run.json``, ``metrics.json``.
     """
 
     model: SentenceTransformer
@@ -42,51 +52,65 @@ class FineTuneResult:
 
 
 def fine_tune(
-    model: SentenceTransformer | str | Path,
+    model: SentenceTransformer | nn.Module | str | Path,
     train: Any,
     *,
-    loss: LossChoice,
+    loss: LossChoice | Mapping[str, LossChoice],
     output_dir: str | Path,
     loss_options: Mapping[str, Any] | None = None,
     evaluator: Any = None,
     epochs: float = 1,
     batch_size: int = 256,
     learning_rate: float = 2e-5,
+    loss_learning_rate: float | None = None,
     warmup_share: float = 0.1,
     batch_sampler: str | Callable[..., Any] = "batch_sampler",
     seed: int = 0,
     resume: bool = False,
     show_progress: bool = True,
+    options: TrainingOptions | None = None,
     trainer_args: Mapping[str, Any] | None = None,
     callbacks: Sequence[Any] = (),
+    origin: Mapping[str, Any] | None = None,
 ) -> FineTuneResult:
     """Fine-tune an embedding model on sentence-transformers' trainer.
 
-    A checkpoint is written after every epoch. An interrupted run goes on from the last one with ``resume=True`` and
-    ends as it would have without the interruption.
+    A checkpoint is written after every epoch. A run interrupted at any step goes on from the last one with
+    ``resume=True`` and ends, bit for bit, as it would have without the interruption.
+
+    The loss's own parameters (class weights, a learned scale) are trained, clipped, saved and restored with the model.
+
+    Started by ``torchrun`` in several processes, each calls this function; the first one writes. Losses made with
+    ``gather_across_devices=True`` then see the batches of all as one.
 
     Args:
-        model: a model, trained in place, or the name or folder of one.
-        train: ``TrainingPairs``, ``LabelledTexts``, a list of text tuples (query, document, negatives ...), or a
-            ``datasets.Dataset`` with the columns the loss expects.
+        model: a model, trained in place, or the name or folder of one; or any ``torch.nn.Module`` that maps a batch of
+            inputs to embeddings, see ``nearfar.retrieval.training.modules``.
+        train: ``TrainingPairs``, ``LabelledTexts``, a list of text tuples (query, document, negatives ...), a
+            ``datasets.Dataset`` with the columns the loss expects; or several of these by name. For a
+            ``torch.nn.Module``, ``TensorData`` or any data set of pairs (input, label).
         loss: a name that ``get_loss`` knows ("circle", "st:MultipleNegativesRankingLoss"), a loss, or a function
-            that takes the model and returns a module for the trainer.
+            that takes the model and returns a module for the trainer. With several data sets also one for each.
         output_dir: folder of the run.
-        loss_options: options of a loss given by name.
-        evaluator: an evaluator of sentence-transformers, for example ``RetrievalEvaluator``; called at every epoch,
-            and its primary metric decides which model is kept.
+        loss_options: options of a loss given by name; by data set when each has a loss. The ``guide`` of a loss may be
+            the name or folder of a model.
+        evaluator: an evaluator of sentence-transformers, for example ``RetrievalEvaluator``, or several; called at
+            every epoch. The primary metric of the first decides which model is kept.
         epochs: passes over the data.
-        batch_size: rows per step.
+        batch_size: rows per step and process.
         learning_rate: peak rate; 2e-5 suits transformers (sentence-transformers' usual), static embeddings want about
             5e-2.
+        loss_learning_rate: peak rate of the loss's own parameters; that of the model when None.
         warmup_share: share of the steps during which the rate rises linearly; it then falls linearly to 0.
         batch_sampler: "batch_sampler" (random), "no_duplicates", "group_by_label", or a factory of samplers as
             sentence-transformers defines it.
         seed: of data order, dropout and new layers. Global generators are left as they were.
-        resume: go on from the last checkpoint in ``output_dir``, if there is one.
+        resume: go on from the last complete checkpoint in ``output_dir``, if there is one.
         show_progress: draw a progress bar on standard error.
-        trainer_args: further arguments for ``SentenceTransformerTrainingArguments``; they win over those above.
+        options: further options.
+        trainer_args: further arguments for ``SentenceTransformerTrainingArguments``; they win over all others.
         callbacks: further callbacks for the trainer.
+        origin: what the run's recipe says of where model and data come from; ``nearfar train`` gives it.
 
     Returns:
         The trained model with its metrics.
@@ -95,6 +119,7 @@ def fine_tune(
         InputError: for empty data, numbers out of range, an output folder that is in use, or a loss that does not fit
             the data.
         UnknownNameError: for an unknown loss, with near names suggested.
+        MissingDependencyError: for an option whose package is not installed.
 
     Example:
         >>> import tempfile
@@ -107,52 +132,117 @@ def fine_tune(
         >>> round(result.history[-1]["epoch"])
         1
     """
-    _check_numbers(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate)
-    if not isinstance(model, SentenceTransformer):
-        from nearfar.retrieval.encoders import load_encoder
+    if isinstance(model, nn.Module) and not isinstance(model, SentenceTransformer):
+        from nearfar.retrieval.training.modules import fine_tune_module
 
-        model = load_encoder(model)
-    with preserved_random_state():
-        from_nearfar = not isinstance(loss, str) or not loss.startswith("st:")
-        dataset = as_columns(train, with_labels=from_nearfar)
-        options = _with_sizes(loss, dict(loss_options or {}), model, dataset)
-        bound = _bind_loss(model, loss, options, seed)
-        folder = RunFolder(output_dir)
-        settings = {
-            "epochs": epochs,
-            "batch_size": batch_size,
-            "learning_rate": learning_rate,
-            "warmup_share": warmup_share,
-            "seed": seed,
-            "batch_sampler": batch_sampler if isinstance(batch_sampler, str) else type(batch_sampler).__name__,
+        return fine_tune_module(
+            model,
+            train,
+            loss=loss,
+            output_dir=output_dir,
+            loss_options=loss_options,
+            evaluator=evaluator,
+            epochs=epochs,
+            batch_size=batch_size,
+            learning_rate=learning_rate,
+            loss_learning_rate=loss_learning_rate,
+            warmup_share=warmup_share,
+            batch_sampler=batch_sampler,
+            seed=seed,
+            resume=resume,
+            show_progress=show_progress,
+            options=options,
+            trainer_args=trainer_args,
+            callbacks=callbacks,
+        )
+    _check_numbers(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate)
+    if loss_learning_rate is not None:
+        _check_numbers(loss_learning_rate=loss_learning_rate)
+    options = options or TrainingOptions()
+    settings = {
+        "epochs": epochs,
+        "batch_size": batch_size,
+        "learning_rate": learning_rate,
+        "loss_learning_rate": loss_learning_rate,
+        "warmup_share": warmup_share,
+        "seed": seed,
+        "batch_sampler": batch_sampler if isinstance(batch_sampler, str) else type(batch_sampler).__name__,
+    }
+    extra = dict(trainer_args or {})
+    recipe = _recipe(model, loss, loss_options, settings, options, extra, origin)
+    model = _loaded(model)
+    evaluators = _evaluators(evaluator)
+    folder = RunFolder(output_dir, last_file=MARKER)
+    with preserved_random_state(), frozen(model, options.freeze):
+        if options.lora is not None:
+            add_adapters(model, options.lora)
+        dataset = _tables(train, loss)
+        bound = bind_losses(model, loss, loss_options or {}, dataset, options, seed)
+        best = (evaluators[0].primary_metric, evaluators[0].greater_is_better) if evaluators else None
+        arguments = training_arguments(folder.checkpoints, settings, options, batch_sampler, best, extra)
+        facts = {
+            "loss": describe_losses(bound),
+            "data": describe_data(dataset),
+            "processes": process_count(),
+            "versions": versions(),
         }
-        recipe = {**settings, "loss": describe_loss(bound), "rows": len(dataset), "columns": dataset.column_names}
-        checkpoint = folder.begin(recipe, resume)
-        arguments = _arguments(folder, settings, batch_sampler, evaluator, dict(trainer_args or {}))
-        trainer = _make_trainer(model, arguments, dataset, bound, evaluator, [*callbacks])
+        checkpoint = folder.begin(recipe, resume, facts)
+        trainer = _make_trainer(
+            model=model,
+            args=arguments,
+            train_dataset=dataset,
+            loss=bound,
+            loss_learning_rate=loss_learning_rate,
+            evaluator=evaluators or None,
+            callbacks=[*callbacks, *_callbacks(options, best)],
+        )
         _run(trainer, show_progress, checkpoint)
-        history = [dict(entry) for entry in trainer.state.log_history]
-        metrics = _evaluate(evaluator, model)
-        folder.finish(model, {"metrics": metrics, "history": history})
+        history = [_without_times(entry) for entry in trainer.state.log_history]
+        metrics = {name: value for each in evaluators for name, value in trainer.evaluate_now(each).items()}
+        folder.finish(model, {"metrics": metrics, "history": history}, trainer.loss_state())
     return FineTuneResult(model, metrics, history, folder.path)
 
 
-def _with_sizes(loss: LossChoice, options: dict[str, Any], model: SentenceTransformer, dataset: Any) -> dict[str, Any]:
-    """Fill in the number of classes and the embedding size of a loss that wants them, from the data and the model."""
-    if not isinstance(loss, str) or loss.startswith("st:") or not wants_sizes(loss):
-        return options
-    if "num_classes" not in options:
-        if "label" not in dataset.column_names:
-            raise InputError(f"loss {loss!r} learns from classes; the training data has no label column")
-        options["num_classes"] = max(dataset["label"]) + 1
-    return {"embedding_size": model.get_embedding_dimension(), **options}
+def _loaded(model: SentenceTransformer | str | Path) -> SentenceTransformer:
+    if isinstance(model, SentenceTransformer):
+        return model
+    from nearfar.retrieval.encoders import load_encoder
+
+    return load_encoder(model)
 
 
-def describe_loss(loss: nn.Module) -> dict[str, Any]:
-    """A loss as a recipe states it: its class and settings."""
-    inner = loss.loss if isinstance(loss, ForSentenceTransformer) else loss
-    settings = inner.settings() if isinstance(inner, Loss) else {}
-    return {"class": f"{type(inner).__module__.split('.')[0]}.{type(inner).__name__}", **settings}
+def _recipe(
+    model: Any,
+    loss: Any,
+    loss_options: Mapping[str, Any] | None,
+    settings: Mapping[str, Any],
+    options: TrainingOptions,
+    trainer_args: Mapping[str, Any],
+    origin: Mapping[str, Any] | None,
+) -> dict[str, Any]:
+    """What was asked for, in plain values; what is not plain by its class."""
+    named = {name: _plain(each) for name, each in loss.items()} if isinstance(loss, Mapping) else _plain(loss)
+    return {
+        "model": None if isinstance(model, SentenceTransformer) else str(model),
+        **(origin or {}),
+        "loss": named,
+        "loss_options": {name: _plain(value) for name, value in (loss_options or {}).items()},
+        **settings,
+        **options.model_dump(mode="json"),
+        "trainer_args": {name: _plain(value) for name, value in trainer_args.items()},
+    }
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {str(name): _plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [_plain(each) for each in value]
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    return getattr(value, "__name__", type(value).__name__)
 
 
 def _check_numbers(**numbers: float) -> None:
@@ -161,82 +251,57 @@ def _check_numbers(**numbers: float) -> None:
             raise InputError(f"{name}={value!r} must be above 0")
 
 
-def _bind_loss(model: SentenceTransformer, loss: LossChoice, options: dict[str, Any], seed: int) -> nn.Module:
-    """A module that the trainer can call: tied to the model, its own parameters drawn from the seed."""
-    torch.manual_seed(seed)
-    if isinstance(loss, str):
-        loss = get_loss(loss, **options)
-    elif options:
-        raise InputError("loss_options go with a loss given by name; this loss is made already")
-    if not isinstance(loss, nn.Module):
-        return loss(model)
-    # A loss that owns a model, ForSentenceTransformer included, is ready for the trainer.
-    return loss if hasattr(loss, "model") else ForSentenceTransformer(model, loss)
+def _tables(train: Any, loss: Any) -> Any:
+    """A ``Dataset``, or a ``DatasetDict`` of several."""
+    if not isinstance(train, Mapping):
+        return as_columns(train, with_labels=reads_classes(loss))
+    from datasets import DatasetDict
+
+    if not train:
+        raise InputError("train holds no data set")
+    choices = loss if isinstance(loss, Mapping) else dict.fromkeys(train, loss)
+    tables = {name: as_columns(rows, with_labels=reads_classes(choices.get(name))) for name, rows in train.items()}
+    return DatasetDict(tables)
 
 
-def _arguments(
-    folder: RunFolder,
-    settings: Mapping[str, Any],
-    batch_sampler: Any,
-    evaluator: Any,
-    extra: dict[str, Any],
-) -> SentenceTransformerTrainingArguments:
-    when = "epoch" if settings["epochs"] >= 1 else "no"
-    arguments: dict[str, Any] = {
-        "output_dir": str(folder.checkpoints),
-        "num_train_epochs": settings["epochs"],
-        "per_device_train_batch_size": settings["batch_size"],
-        "learning_rate": settings["learning_rate"],
-        "warmup_steps": settings["warmup_share"],
-        "batch_sampler": batch_sampler,
-        "seed": settings["seed"],
-        "save_strategy": when,
-        "save_total_limit": 2,
-        "eval_strategy": when if evaluator is not None else "no",
-        "logging_strategy": "epoch",
-        "report_to": "none",
-        "dataloader_pin_memory": torch.cuda.is_available(),
-        "disable_tqdm": True,
-    }
-    if evaluator is not None and when != "no":
-        metric = evaluator.primary_metric
-        arguments |= {"load_best_model_at_end": True, "metric_for_best_model": f"eval_{metric}"}
-        arguments |= {"greater_is_better": evaluator.greater_is_better}
-    return SentenceTransformerTrainingArguments(**{**arguments, **extra})
+def _evaluators(evaluator: Any) -> list[Any]:
+    if evaluator is None:
+        return []
+    found = list(evaluator) if isinstance(evaluator, list | tuple) else [evaluator]
+    names = [each.primary_metric for each in found]
+    if len(set(names)) < len(names):
+        raise InputError(f"evaluators share the metric {max(names, key=names.count)!r}; give each another name")
+    return found
 
 
-def _make_trainer(
-    model: SentenceTransformer,
-    arguments: SentenceTransformerTrainingArguments,
-    dataset: Any,
-    loss: nn.Module,
-    evaluator: Any,
-    callbacks: list[Any],
-) -> Trainer:
+def _callbacks(options: TrainingOptions, best: tuple[str, bool] | None) -> list[Any]:
+    found: list[Any] = []
+    if options.save_every is not None:
+        found.append(SaveEvery(options.save_every))
+    if options.patience is not None:
+        if best is None:
+            raise InputError(f"patience={options.patience} needs an evaluator to watch")
+        found.append(EarlyStopping(f"eval_{best[0]}", best[1], options.patience))
+    return found
+
+
+def _make_trainer(*, model: SentenceTransformer, **options: Any) -> Trainer:
     card = model.model_card_data
     # Without examples of its own the card would search the whole training set for some.
     card.widget = card.widget or [{"text": ""}]
-    trainer = Trainer(
-        model=model, args=arguments, train_dataset=dataset, loss=loss, evaluator=evaluator, callbacks=callbacks
-    )
+    trainer = Trainer(model=model, **options)
     card.widget = [example for example in card.widget if example["text"]]
     trainer.remove_callback(PrinterCallback)
     return trainer
 
 
 def _run(trainer: Trainer, show_progress: bool, checkpoint: Path | None) -> None:
-    progress = RichProgress() if show_progress else None
+    progress = RichProgress() if show_progress and is_first_process() else None
     if progress is not None:
         trainer.add_callback(progress)
-    try:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))
-    finally:
-        if progress is not None:
-            progress.close()
+    with nullcontext() if progress is None else progress:
+        trainer.train(resume_from_checkpoint=checkpoint)
 
 
-def _evaluate(evaluator: Any, model: SentenceTransformer) -> dict[str, float]:
-    if evaluator is None:
-        return {}
-    found = evaluator(model)
-    return {name: float(value) for name, value in found.items()} if isinstance(found, dict) else {"score": float(found)}
+def _without_times(entry: Mapping[str, float]) -> dict[str, float]:
+    return {name: value for name, value in entry.items() if not name.endswith(_TIMINGS)}

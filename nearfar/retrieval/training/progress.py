@@ -45,3 +45,9 @@ class RichProgress(TrainerCallback):
     def close(self) -> None:
         """Give the terminal back after an interruption."""
         self._progress.stop()
+
+    def __enter__(self) -> RichProgress:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self.close()

@@ -62,7 +62,7 @@ def test_training_changes_the_model_and_saves_it(tmp_path):
     result = fine_tune(demo_model(), PAIRS, loss="decoupled-softmax", output_dir=tmp_path, **SETTINGS)
     assert not torch.equal(before, weights(result.model))
     assert torch.equal(weights(SentenceTransformer(str(tmp_path / "model"))), weights(result.model))
-    assert json.loads((tmp_path / "recipe.json").read_text())["loss"]["class"] == "nearfar.DecoupledSoftmaxLoss"
+    assert json.loads((tmp_path / "run.json").read_text())["loss"]["class"] == "nearfar.DecoupledSoftmaxLoss"
 
 
 @pytest.mark.parametrize("loss", ["circle", "nbc-softmax"])
