@@ -7,8 +7,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
+from functools import partial
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
@@ -108,6 +110,7 @@ class MannWhitneyLoss(QueryDocumentLoss):
         )
         self.normalise = check_choice("normalise", normalise, ("pairs", "positives"))
         self.method = check_choice("method", method, ("auto", "exact", "table"))
+        self._kernels: tuple[Tensor, Tensor] | None = None
 
     def settings(self) -> dict[str, object]:
         """The constructor's options and their values."""
@@ -127,9 +130,10 @@ class MannWhitneyLoss(QueryDocumentLoss):
             parameters = {"positives": positives, "shares": grades / number}
             rows, closed_form = self.exact_rows, self.exact_rows_with_gradient
         else:
-            values, slopes = _Table.apply(positives, grades / number, self.scale)  # type: ignore[no-untyped-call]
+            kernels = self._kernels_on(positives.device)
+            values, slopes = _Table.apply(positives, grades / number, self.scale, *kernels)  # type: ignore[no-untyped-call]
             parameters = {"values": values, "slopes": slopes}
-            rows, closed_form = self.table_rows, self.table_rows_with_gradient
+            rows, closed_form = self.table_rows, partial(self.table_rows_with_gradient, space=Space())
         if self.path == "streamed":  # without a gradient too, the closed form is the one that needs little memory
 
             def rows(tile: Tile) -> RowValues:
@@ -170,6 +174,13 @@ class MannWhitneyLoss(QueryDocumentLoss):
 
     # By table
 
+    def _kernels_on(self, device: torch.device) -> tuple[Tensor, Tensor]:
+        """Transforms of softplus and sigmoid, which only depend on the scale; kept from call to call."""
+        if self._kernels is None or self._kernels[0].device != device:
+            lags = _lags(_size(self.scale), device)
+            self._kernels = _rfft(softplus(lags), len(lags)), _rfft(lags.sigmoid(), len(lags))
+        return self._kernels
+
     def table_rows(self, tile: Tile) -> RowValues:
         """The same from the table."""
         s, negative = tile.similarity, self.negatives(tile)
@@ -177,24 +188,28 @@ class MannWhitneyLoss(QueryDocumentLoss):
         means = _interpolate(tile.parameters["values"].to(s.dtype), index, between)
         slopes = _interpolate(tile.parameters["slopes"], index, between)
         # The derivative of an interpolation is a staircase; the table of slopes is not.
-        means = means + (s - s.detach()) * slopes * self.scale
+        means = means + (s - s.detach()) * slopes
         return means.masked_fill(~negative, 0.0).sum(1), negative.sum(1)
 
-    def table_rows_with_gradient(self, tile: Tile) -> RowGradient:
-        """The same in closed form."""
+    def table_rows_with_gradient(self, tile: Tile, space: Space) -> RowGradient:
+        """The same in closed form; ``space`` keeps its buffers from tile to tile."""
         s, excluded, number = tile.similarity, *self._excluded(tile)
-        index, between = _position(s, self.scale)
-        slope = _interpolate(tile.parameters["slopes"], index, between)  # (rows, columns)
-        slope[excluded] = 0.0
-        weight = 1 - between
-        between[excluded] = 0.0
-        weight[excluded] = 0.0
-        table = tile.parameters["values"]
+        table, slopes = tile.parameters["values"], tile.parameters["slopes"]
+        between = _place(s, self.scale, space("between", s))  # (rows, columns)
+        index = space("index", s, torch.int64).copy_(between)
+        between.frac_()
+        slope = torch.index_select(slopes, 0, index.view(-1), out=space("slope", s).view(-1)).view_as(s)
+        other = space("other", s)
+        rise = torch.index_select(slopes.diff(), 0, index.view(-1), out=other.view(-1)).view_as(s)
+        slope.addcmul_(rise, between)  # (rows, columns)
+        weight = torch.sub(1, between, out=other)
+        for matrix in (slope, weight, between):
+            matrix[excluded] = 0.0
         bins = _histogram(index, weight, between, len(table))
         # The loss is linear in the table, so the bins have the tile's sum; rows only ever enter by their sum.
         total = torch.dot(bins.to(table.dtype), table)
         values = number * (total / number.sum().clamp(min=1))
-        return values, number, slope.mul_(self.scale), {"values": bins}
+        return values, number, slope, {"values": bins}
 
     def _excluded(self, tile: Tile) -> tuple[tuple[Tensor, ...], Tensor]:
         """Pairs that are no negatives, and the number of negatives of each row."""
@@ -204,6 +219,20 @@ class MannWhitneyLoss(QueryDocumentLoss):
         excluded = tile.target.non_negative_pairs()
         rows, columns = tile.similarity.shape
         return excluded, columns - torch.bincount(excluded[0], minlength=rows)
+
+
+class Space:
+    """Buffers for the matrices of a tile, reused by the next: new memory costs as much time as the arithmetic."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Contiguous space of the shape and device of ``like``, with anything in it."""
+        held = self._held.get(name)
+        if held is None or held.numel() < like.numel():  # the first block is the largest
+            held = self._held[name] = like.new_empty(like.numel(), dtype=dtype or like.dtype)
+        return held[: like.numel()].view(like.shape)
 
 
 def _positives(comparison: Comparison) -> tuple[Tensor, Tensor]:
@@ -225,9 +254,14 @@ def _positives(comparison: Comparison) -> tuple[Tensor, Tensor]:
 
 def _position(scores: Tensor, scale: float) -> tuple[Tensor, Tensor]:
     """The knot below each score, and how far it is on the way to the next."""
-    place = (scores + 1).mul_(scale * _KNOTS).clamp_(0, _size(scale) - 1.5)
+    place = _place(scores, scale)
     index = place.long()
     return index, place.frac_()
+
+
+def _place(scores: Tensor, scale: float, out: Tensor | None = None) -> Tensor:
+    knots = scale * _KNOTS  # per unit of cosine
+    return torch.add(scores.new_tensor(knots), scores, alpha=knots, out=out).clamp_(0, _size(scale) - 1.5)
 
 
 def _size(scale: float) -> int:
@@ -252,31 +286,35 @@ def _histogram(index: Tensor, weight: Tensor, between: Tensor, size: int) -> Ten
 
 
 class _Table(torch.autograd.Function):
-    """Mean over the positives of softplus and sigmoid at every knot, by convolution with the binned positives."""
+    """Mean over the positives of softplus, and its slope on a cosine, at every knot.
+
+    By convolution of the binned positives with softplus and sigmoid, whose transforms are given.
+    """
 
     @staticmethod
-    def forward(ctx: Any, positives: Tensor, shares: Tensor, scale: float) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, positives: Tensor, shares: Tensor, scale: float, softplus_kernel: Tensor, sigmoid_kernel: Tensor
+    ) -> tuple[Tensor, Tensor]:
         size, exact = _size(scale), positives.double()
         index, between = _position(exact, scale)
         shares = shares.double()  # (P,)
         bins = _histogram(index, shares * (1 - between), shares * between, size)
-        lags = _lags(size, positives.device)
-        steps = torch.fft.rfft(lags.sigmoid())
-        values, slopes = _convolve(bins, torch.fft.rfft(softplus(lags))), _convolve(bins, steps)
-        ctx.save_for_backward(exact, shares, steps)
+        transform = _transform(bins, sigmoid_kernel)
+        values = _inverse(transform * softplus_kernel, size)
+        slopes = _inverse(transform * sigmoid_kernel, size).mul_(scale).to(positives.dtype)
+        ctx.save_for_backward(exact, shares, sigmoid_kernel)
         ctx.scale = scale
-        slopes = slopes.to(positives.dtype)
         ctx.mark_non_differentiable(slopes)
         return values, slopes
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor, None, None]:
-        positives, shares, steps = ctx.saved_tensors
+    def backward(ctx: Any, gradient: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        positives, shares, kernel = ctx.saved_tensors
         index, between = _position(positives, ctx.scale)
         # The gradient on the table is the binned negatives, and sigmoid(-x) = 1 - sigmoid(x).
-        above = gradient.sum() - _convolve(gradient, steps)
-        return -_interpolate(above, index, between) * shares * ctx.scale, None, None
+        above = gradient.sum() - _inverse(_transform(gradient, kernel) * kernel, len(gradient))
+        return -_interpolate(above, index, between) * shares * ctx.scale, None, None, None, None
 
 
 def _lags(size: int, device: torch.device) -> Tensor:
@@ -286,8 +324,24 @@ def _lags(size: int, device: torch.device) -> Tensor:
     return torch.where(steps < size, steps, steps - length).double() / _KNOTS
 
 
-def _convolve(bins: Tensor, kernel: Tensor) -> Tensor:
-    """``sum_l bins[l] kernel[k - l]`` for every knot k, from the kernel's transform."""
-    length = 2 * (len(kernel) - 1)
-    result: Tensor = torch.fft.irfft(torch.fft.rfft(bins, length) * kernel, length)[: len(bins)]
+# ``sum_l bins[l] kernel[k - l]`` for every knot k is the inverse of the product of both transforms.
+
+
+def _transform(bins: Tensor, kernel: Tensor) -> Tensor:
+    """As long as the transform of a kernel."""
+    return _rfft(bins, 2 * (len(kernel) - 1))
+
+
+def _rfft(values: Tensor, length: int) -> Tensor:
+    if values.device.type == "cpu":  # NumPy takes a quarter of torch's time
+        return torch.from_numpy(np.fft.rfft(values.numpy(), length))
+    result: Tensor = torch.fft.rfft(values, length)
+    return result
+
+
+def _inverse(product: Tensor, size: int) -> Tensor:
+    length = 2 * (len(product) - 1)
+    if product.device.type == "cpu":
+        return torch.from_numpy(np.fft.irfft(product.numpy(), length)[:size])
+    result: Tensor = torch.fft.irfft(product, length)[:size]
     return result
