@@ -1,15 +1,17 @@
-"""Time of evaluate_run and evaluate_arrays against pytrec_eval: 10,000 queries, top 100, graded judgements.
+"""Time of evaluate_run and evaluate_arrays against pytrec_eval and ranx: 10,000 queries, top 100, graded judgements.
 
-Run: ``OMP_NUM_THREADS=1 python benchmarks/ranking.py``. Writes ``benchmarks/results/ranking.json`` and ``ranking.md``.
-All run in one process, in turn, and must agree before they are timed; pytrec_eval's evaluator is made beforehand, so
-that only its evaluate() is timed. Memory, and how the array path grows to 1,000,000 queries, are measured in processes
-of their own. ``--beir FOLDER`` instead compares nearfar, pytrec_eval and ir_measures on a BEIR folder (with
-``qrels/test.tsv``), searched by the demo model.
+Run: ``OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 python benchmarks/ranking.py``. Writes ``benchmarks/results/ranking.json``
+and ``ranking.md``. All run in one process, in turn, and must agree before they are timed. What a peer can prepare is
+made beforehand and not timed: pytrec_eval's evaluator, ranx's Qrels and Run, and ranx's compiled functions, which the
+check for agreement has warmed. ranx is a peer where it is installed (``pip install ranx``; nearfar does not need it);
+``--peers`` names those to measure. Memory, and how the array path grows to 1,000,000 queries, are measured in
+processes of their own.
 """
 
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import platform
 import resource
@@ -22,12 +24,11 @@ from importlib.metadata import version
 from pathlib import Path
 
 import numpy as np
-import pytrec_eval
 
 from nearfar.eval import evaluate_arrays, evaluate_run
 
 NAME = "{:07}".format  # padded, so that strings order as numbers do where scores tie
-COMMAND = "OMP_NUM_THREADS=1 python benchmarks/ranking.py"
+COMMAND = "OMP_NUM_THREADS=1 NUMBA_NUM_THREADS=1 python benchmarks/ranking.py"
 QUERIES, DEPTH, DOCUMENTS, REPEATS = 10_000, 100, 1_000_000, 9
 NAMES = {
     "R@1": "recall_1",
@@ -37,6 +38,16 @@ NAMES = {
     "nDCG@10": "ndcg_cut_10",
     "AP": "map",
 }
+RANX_NAMES = {
+    "R@1": "recall@1",
+    "R@10": "recall@10",
+    "R@100": "recall@100",
+    "RR": "mrr",
+    "nDCG@10": "ndcg@10",
+    "AP": "map",
+}
+DISTRIBUTIONS = {"pytrec_eval": "pytrec-eval-terrier", "ranx": "ranx"}
+PEERS = [peer for peer in ("pytrec_eval", "ranx") if importlib.util.find_spec(peer)]
 
 
 def make_case() -> dict[str, np.ndarray]:
@@ -95,113 +106,101 @@ def resident() -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
 
 
-def alone(queries: int) -> dict[str, float]:
-    """Time and memory of evaluate_arrays in a process that has done nothing else."""
+def alone(queries: int, dicts: bool) -> dict[str, float]:
+    """Time and memory of nearfar in a process that has done nothing else."""
     evaluate_arrays(*make_large(10), list(NAMES))
+    evaluate_run({"q": {"d": 1.0}}, {"q": {"d": 1}}, list(NAMES))
     imported = resident()
-    arrays = make_large(queries)
+    arguments = as_dicts(make_case()) if dicts else make_large(queries)
     before = resident()
     start = time.perf_counter()
-    evaluate_arrays(*arrays, list(NAMES))
-    seconds = time.perf_counter() - start
+    (evaluate_run if dicts else evaluate_arrays)(*arguments, list(NAMES))
     return {
+        "evaluator": "evaluate_run" if dicts else "evaluate_arrays",
         "queries": queries,
-        "input_mb": sum(array.nbytes for array in arrays) / 2**20,
-        "seconds": seconds,
+        "seconds": time.perf_counter() - start,
+        "input_mb": before - imported,
         "over_import_mb": resident() - imported,
         "over_input_mb": resident() - before,
     }
 
 
-def in_own_process(queries: int) -> dict[str, float]:
-    command = [sys.executable, __file__, "--alone", str(queries)]
+def in_own_process(queries: int, dicts: bool = False) -> dict[str, float]:
+    command = [sys.executable, __file__, "--alone", str(queries), *(["--dicts"] if dicts else [])]
     return json.loads(subprocess.run(command, check=True, capture_output=True, text=True).stdout)
 
 
-def compare_on(folder: Path) -> None:
-    """Figures of three libraries on one data set, searched by the demo model."""
-    import ir_measures
-
-    from nearfar.data import demo_model, load_beir
-
-    dataset = load_beir(folder)
-    model = demo_model()
-    documents, queries = list(dataset.corpus), list(dataset.queries)
-    corpus = model.encode([dataset.corpus[name].content for name in documents], normalize_embeddings=True)
-    similar = model.encode([dataset.queries[name] for name in queries], normalize_embeddings=True) @ corpus.T
-    top = np.argsort(-similar, axis=1, kind="stable")[:, :100]
-    run = {
-        query: {documents[column]: float(similar[row, column]) for column in top[row]}
-        for row, query in enumerate(queries)
-    }
-    ours = evaluate_run(run, dataset.qrels, list(NAMES)).mean
-    scored = {query: judged for query, judged in dataset.qrels.items() if max(judged.values()) > 0}
-    trec = pytrec_eval.RelevanceEvaluator(scored, set(NAMES.values())).evaluate(run)
-    measures = {name: ir_measures.parse_measure(name) for name in NAMES}
-    theirs = ir_measures.calc_aggregate(list(measures.values()), scored, run)
-    print(f"{dataset.name}: {len(documents)} documents, {len(scored)} queries with a relevant document")
-    for name, trec_name in NAMES.items():
-        mean = sum(values[trec_name] for values in trec.values()) / len(scored)
-        print(f"{name:8} nearfar {ours[name]:.12f}  pytrec_eval {mean:.12f}  ir_measures {theirs[measures[name]]:.12f}")
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--alone", type=int, help=argparse.SUPPRESS)
-    parser.add_argument("--beir", type=Path, help="a BEIR folder to compare three libraries on")
-    options = parser.parse_args()
-    if options.alone:
-        print(json.dumps(alone(options.alone)))
-        return
-    if options.beir:
-        compare_on(options.beir)
-        return
-    # First, since a child inherits the peak memory of its parent.
-    growth = [in_own_process(queries) for queries in (10_000, 100_000, 1_000_000)]
-    case = make_case()
-    run, qrels = as_dicts(case)
-    arrays = (case["ids"], case["scores"], case["indptr"], case["documents"], case["grades"])
+def pytrec_peer(run: dict, qrels: dict) -> tuple[Callable[[], object], Callable[[], dict[str, np.ndarray]]]:
+    """What is timed, and its values by metric in the order of the qrels."""
+    import pytrec_eval
 
     evaluator = pytrec_eval.RelevanceEvaluator(qrels, set(NAMES.values()))
 
-    def trec() -> dict[str, dict[str, float]]:
-        return evaluator.evaluate(run)
+    def values() -> dict[str, np.ndarray]:
+        found = evaluator.evaluate(run)
+        return {name: np.array([found[query][own] for query in qrels]) for name, own in NAMES.items()}
 
-    def ours() -> object:
-        return evaluate_run(run, qrels, list(NAMES))
+    return lambda: evaluator.evaluate(run), values
 
-    def ours_arrays() -> object:
-        return evaluate_arrays(*arrays, list(NAMES))
 
-    expected, result = trec(), evaluate_run(run, qrels, list(NAMES))
-    from_arrays = evaluate_arrays(*arrays, list(NAMES))
-    worst = 0.0
-    for name, trec_name in NAMES.items():
-        wanted = np.array([expected[query][trec_name] for query in result.query_ids])
-        for values in (result.per_query[name], from_arrays.per_query[name]):
-            worst = max(worst, float(abs(values - wanted).max()))
-    if worst > 1e-9:
-        raise SystemExit(f"the values differ by {worst}")
+def ranx_peer(run: dict, qrels: dict) -> tuple[Callable[[], object], Callable[[], dict[str, np.ndarray]]]:
+    """The same for ranx, whose values come by its own order of the queries."""
+    import ranx
 
-    seconds = interleaved({"pytrec_eval": trec, "evaluate_run": ours, "evaluate_arrays": ours_arrays})
+    judged, ranked = ranx.Qrels(qrels), ranx.Run(run)
+    names = list(RANX_NAMES.values())
+
+    def values() -> dict[str, np.ndarray]:
+        found = ranx.evaluate(judged, ranked, names, return_mean=False)
+        place = {query: at for at, query in enumerate(judged.qrels)}
+        order = [place[query] for query in qrels]
+        return {name: np.asarray(found[own])[order] for name, own in RANX_NAMES.items()}
+
+    return lambda: ranx.evaluate(judged, ranked, names), values
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--alone", type=int, help=argparse.SUPPRESS)
+    parser.add_argument("--dicts", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--peers", nargs="+", choices=("pytrec_eval", "ranx"), default=PEERS)
+    options = parser.parse_args()
+    if options.alone:
+        print(json.dumps(alone(options.alone, options.dicts)))
+        return
+    # First, since a child inherits the peak memory of its parent.
+    growth = [in_own_process(QUERIES, dicts=True)]
+    growth += [in_own_process(queries) for queries in (QUERIES, 10 * QUERIES, 100 * QUERIES)]
+    case = make_case()
+    run, qrels = as_dicts(case)
+    arrays = (case["ids"], case["scores"], case["indptr"], case["documents"], case["grades"])
+    calls: dict[str, Callable[[], object]] = {}
+    own = [evaluate_run(run, qrels, list(NAMES)).per_query, evaluate_arrays(*arrays, list(NAMES)).per_query]
+    worst = {}
+    for peer in options.peers:
+        calls[peer], values = {"pytrec_eval": pytrec_peer, "ranx": ranx_peer}[peer](run, qrels)
+        wanted = values()
+        worst[peer] = max(float(abs(found[name] - wanted[name]).max()) for found in own for name in NAMES)
+        if worst[peer] > 1e-9:
+            raise SystemExit(f"the values differ from those of {peer} by {worst[peer]}")
+    if "ranx" in options.peers:
+        calls["ranx, its objects made from the dicts"] = lambda: ranx_peer(run, qrels)[0]()
+    calls["evaluate_run"] = lambda: evaluate_run(run, qrels, list(NAMES))
+    calls["evaluate_arrays"] = lambda: evaluate_arrays(*arrays, list(NAMES))
+    seconds = interleaved(calls)
     rows = {}
     for name, times in seconds.items():
-        ratios = [base / own for base, own in zip(seconds["pytrec_eval"], times, strict=True)]
-        rows[name] = {
-            "seconds_median": statistics.median(times),
-            "seconds_min": min(times),
-            "seconds_max": max(times),
-            "times_faster_median": statistics.median(ratios),
-            "times_faster_min": min(ratios),
-            "times_faster_max": max(ratios),
-        }
+        rows[name] = {"seconds": spread(times)}
+        for peer in options.peers:
+            ratios = [theirs / ours for theirs, ours in zip(seconds[peer], times, strict=True)]
+            rows[name][f"times_faster_than_{peer}"] = spread(ratios)
     report = {
         "command": COMMAND,
         "case": {"queries": QUERIES, "depth": DEPTH, "judgements": len(case["grades"]), "repeats": REPEATS},
         "metrics": list(NAMES),
         "largest_difference_per_query": worst,
         "python": platform.python_version(),
-        "versions": {name: version(name) for name in ("numpy", "pytrec-eval-terrier")},
+        "versions": {name: version(name) for name in ("numpy", *(DISTRIBUTIONS[peer] for peer in options.peers))},
         "results": rows,
         "growth": growth,
     }
@@ -212,32 +211,42 @@ def main() -> None:
     print(markdown(report))
 
 
+def spread(values: list[float]) -> dict[str, float]:
+    return {"median": statistics.median(values), "min": min(values), "max": max(values)}
+
+
+def cell(values: dict[str, float], digits: int) -> str:
+    median, low, high = (f"{values[key]:.{digits}f}" for key in ("median", "min", "max"))
+    return f"{median} ({low} to {high})"
+
+
 def markdown(report: dict) -> str:
-    case = report["case"]
+    case, peers = report["case"], list(report["largest_difference_per_query"])
+    apart = ", ".join(f"{value:.1e} from {peer}" for peer, value in report["largest_difference_per_query"].items())
     lines = [
         f"`{report['command']}`: {case['queries']:,} queries, top {case['depth']}, {case['judgements']:,} graded "
-        f"judgements, {', '.join(report['metrics'])}. {case['repeats']} repeats in turn, one process. "
-        f"Largest difference for any query: {report['largest_difference_per_query']:.1e}.",
+        f"judgements, {', '.join(report['metrics'])}. {case['repeats']} repeats in turn, one process, one thread; "
+        f"median (least to most). Largest difference for any query: {apart}. "
+        f"{', '.join(f'{name} {number}' for name, number in report['versions'].items())}.",
         "",
-        "| evaluator | seconds, median (min to max) | times faster than pytrec_eval, median (min to max) |",
-        "|---|---|---|",
+        "| evaluator | seconds | " + " | ".join(f"times faster than {peer}" for peer in peers) + " |",
+        "|---|---|" + "---|" * len(peers),
     ]
     for name, row in report["results"].items():
-        lines.append(
-            f"| {name} | {row['seconds_median']:.3f} ({row['seconds_min']:.3f} to {row['seconds_max']:.3f}) "
-            f"| {row['times_faster_median']:.1f} ({row['times_faster_min']:.1f} to {row['times_faster_max']:.1f}) |"
-        )
+        ratios = " | ".join(cell(row[f"times_faster_than_{peer}"], 1) for peer in peers)
+        lines.append(f"| {name} | {cell(row['seconds'], 3)} | {ratios} |")
     lines += [
         "",
-        "evaluate_arrays, each in a process of its own (memory: peak over what was resident before):",
+        "Each in a process of its own (memory: peak resident over what was resident before):",
         "",
-        "| queries | seconds | input, MB | peak over the import, input included, MB | peak over the input, MB |",
-        "|---|---|---|---|---|",
+        "| evaluator | queries | seconds | input made, MB over the import | evaluated, MB over the import "
+        "| evaluation alone, MB |",
+        "|---|---|---|---|---|---|",
     ]
     for row in report["growth"]:
         lines.append(
-            f"| {row['queries']:,} | {row['seconds']:.3f} | {row['input_mb']:.0f} | {row['over_import_mb']:.0f} "
-            f"| {row['over_input_mb']:.0f} |"
+            f"| {row['evaluator']} | {row['queries']:,} | {row['seconds']:.3f} | {row['input_mb']:.0f} "
+            f"| {row['over_import_mb']:.0f} | {row['over_input_mb']:.0f} |"
         )
     return "\n".join(lines) + "\n"
 
