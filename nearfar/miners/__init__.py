@@ -12,6 +12,7 @@ if TYPE_CHECKING:
     from nearfar.miners.distance_weighted import DistanceWeightedMiner
     from nearfar.miners.global_proxy import GlobalProxyMiner
     from nearfar.miners.hard_negatives import HardNegativeMiner, MinedNegatives
+    from nearfar.miners.memory import EmbeddingMemory
     from nearfar.miners.mining_queries import MiningQueries
     from nearfar.miners.multi_similarity import MultiSimilarityMiner
     from nearfar.miners.negative_filters import NegativeFilters
@@ -23,6 +24,7 @@ _MODULES: dict[str, str] = {
     "BatchHardMiner": "batch_hard",
     "ClassBalancedBatchSampler": "class_balanced",
     "DistanceWeightedMiner": "distance_weighted",
+    "EmbeddingMemory": "memory",
     "GlobalProxyMiner": "global_proxy",
     "HardNegativeMiner": "hard_negatives",
     "MinedNegatives": "hard_negatives",
@@ -37,6 +39,7 @@ __all__ = [
     "BatchHardMiner",
     "ClassBalancedBatchSampler",
     "DistanceWeightedMiner",
+    "EmbeddingMemory",
     "GlobalProxyMiner",
     "HardNegativeMiner",
     "MinedNegatives",
