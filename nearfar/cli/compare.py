@@ -21,6 +21,7 @@ class PairedTest(str, Enum):
     """The test that decides."""
 
     randomisation = "randomisation"
+    mid_p = "mid-p"
     t = "t"
 
 

@@ -26,8 +26,9 @@ class PairComparison:
         low: lower end of the BCa bootstrap interval of the difference; None for a single unit.
         high: its upper end.
         p_randomisation: two-sided p-value of the paired randomisation test.
-        smallest_p: the smallest value that `p_randomisation` could have taken: with few queries that differ,
-            no difference whatever is significant.
+        p_mid: its mid-p value: half of the chance of exactly what was observed is left out.
+        smallest_p: the smallest value that `p_randomisation` (under test "mid-p": `p_mid`) could have taken: with few
+            queries that differ, no difference whatever is significant.
         p_t: two-sided p-value of the paired t test; None for a single unit.
         p_value: that of the chosen test, adjusted by the chosen correction: the one to decide by.
         p_holm: p-value of the chosen test, adjusted by Holm's method.
@@ -55,6 +56,7 @@ class PairComparison:
     low: float | None
     high: float | None
     p_randomisation: float
+    p_mid: float
     smallest_p: float
     p_t: float | None
     p_value: float
@@ -76,7 +78,7 @@ class Comparison:
     Attributes:
         rows: one for each metric and pair of runs, over all queries.
         group_rows: the same for each group of queries. They form a family of their own in the correction.
-        test: "randomisation" or "t", the test that `p_value` comes from.
+        test: "randomisation", "mid-p" or "t", the test that `p_value` comes from.
         correction: "holm", "bh" or None.
         confidence: of the intervals; 1 - confidence is the level of the tests.
         permutations: sign patterns drawn, and bootstrap resamples.
@@ -137,7 +139,7 @@ class Comparison:
         if row.significant:
             return f"{row.metric}: {row.run} is {_better(row)} than {row.baseline} ({numbers})."
         sentence = f"{row.metric}: no clear difference between {row.run} and {row.baseline} ({numbers})"
-        if self.test == "randomisation" and row.smallest_p > 1 - self.confidence:
+        if self.test != "t" and row.smallest_p > 1 - self.confidence:
             return f"{sentence}; so few differ that p cannot fall below {row.smallest_p:.2g} on {count}."
         if row.minimum_detectable_difference is None:
             return f"{sentence}."

@@ -99,9 +99,9 @@ def test_the_seed_decides_and_other_metrics_do_not() -> None:
 
 def test_the_chosen_test_and_correction_decide() -> None:
     runs = three_runs()
-    for test in ("randomisation", "t"):
+    for test in ("randomisation", "mid-p", "t"):
         raw = compare_runs(runs, test=test, correction=None, permutations=500).rows
-        p = [r.p_randomisation if test == "randomisation" else r.p_t for r in raw]
+        p = [{"randomisation": r.p_randomisation, "mid-p": r.p_mid, "t": r.p_t}[test] for r in raw]
         assert [r.p_value for r in raw] == p
         adjusted = compare_runs(runs, test=test, correction="bh", permutations=500).rows
         assert [r.p_value for r in adjusted] == benjamini_hochberg(p).tolist()

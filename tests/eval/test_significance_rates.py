@@ -43,6 +43,7 @@ def rates(
         for row in comparison.rows:
             outcomes = {
                 "randomisation": row.p_randomisation <= 0.05,
+                "mid-p": row.p_mid <= 0.05,
                 "t": row.p_t <= 0.05,
                 "interval": not row.low <= 0 <= row.high,
             }
