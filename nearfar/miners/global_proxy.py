@@ -133,6 +133,7 @@ class GlobalProxyMiner(TrainerCallback):
         self.random_share, self.visits, self.leftovers, self.seed = random_share, visits, leftovers, seed
         self.device = torch.device("cpu")
         self.epoch: int | None = None
+        self._saved_to: Path | None = None
         self._forget_data()
 
     def _forget_data(self) -> None:
@@ -343,7 +344,7 @@ class GlobalProxyMiner(TrainerCallback):
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Go on from the checkpoint that training is resumed from."""
-        self.device = args.device
+        self.device, self._saved_to = args.device, None
         if state.global_step > 0:
             self.load(Path(args.output_dir) / f"checkpoint-{state.global_step}")
 
@@ -352,8 +353,10 @@ class GlobalProxyMiner(TrainerCallback):
         self.begin_epoch(int(state.epoch or 0))
 
     def on_save(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Put the miner's state beside the checkpoint."""
-        self.save(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        """Put the miner's state into the checkpoint, unless the trainer, such as nearfar's, has done so."""
+        folder = Path(args.output_dir) / f"checkpoint-{state.global_step}"
+        if self._saved_to != folder:
+            self.save(folder)
 
     # State
 
@@ -384,6 +387,7 @@ class GlobalProxyMiner(TrainerCallback):
         partial = path.with_name(path.name + ".partial")
         save_file(self.state(), partial)
         partial.replace(path)
+        self._saved_to = Path(folder)
 
     def load(self, folder: str | Path) -> None:
         """Read the state that `save` wrote.

@@ -12,6 +12,7 @@ from torch import nn
 from nearfar.errors import InputError
 from nearfar.losses import ForSentenceTransformer, Loss, get_loss
 from nearfar.losses.registry import wants_sizes
+from nearfar.miners import GlobalProxyMiner
 from nearfar.retrieval.training.options import TrainingOptions
 
 LossChoice = str | nn.Module | Callable[[Any], nn.Module]
@@ -29,6 +30,7 @@ def bind_losses(
     dataset: Any,
     options: TrainingOptions,
     seed: int,
+    miner: GlobalProxyMiner | None = None,
 ) -> nn.Module | dict[str, nn.Module]:
     """The trainer's loss, or losses by data set; their own parameters are drawn from the seed.
 
@@ -39,7 +41,9 @@ def bind_losses(
     if not isinstance(loss, Mapping):
         # Several data sets with one loss give it one numbering of classes: only the first can tell how many.
         table = dataset if hasattr(dataset, "column_names") and not isinstance(dataset, dict) else None
-        return _bind(model, loss, dict(loss_options), table, options)
+        return _bind(model, loss, dict(loss_options), table, options, miner)
+    if miner is not None:
+        raise InputError("a miner plans the batches of one data set with one loss; train without it, or join the data")
     if not isinstance(dataset, dict) or set(loss) != set(dataset):
         names = ", ".join(dataset) if isinstance(dataset, dict) else "one without a name"
         raise InputError(f"loss is given for the data sets {', '.join(loss)}; the training data is {names}")
@@ -50,6 +54,12 @@ def bind_losses(
         name: _bind(model, each, dict(loss_options.get(name, {})), dataset[name], options)
         for name, each in loss.items()
     }
+
+
+def check_miner(miner: GlobalProxyMiner | None, batch_sampler: Any) -> None:
+    """A miner makes the batches itself."""
+    if miner is not None and batch_sampler != "batch_sampler":
+        raise InputError(f"batch_sampler={batch_sampler!r} and miner both make the batches; leave one out")
 
 
 def describe_loss(loss: nn.Module) -> dict[str, Any]:
@@ -67,7 +77,12 @@ def describe_losses(loss: nn.Module | Mapping[str, nn.Module]) -> dict[str, Any]
 
 
 def _bind(
-    model: SentenceTransformer, loss: LossChoice, settings: dict[str, Any], dataset: Any, options: TrainingOptions
+    model: SentenceTransformer,
+    loss: LossChoice,
+    settings: dict[str, Any],
+    dataset: Any,
+    options: TrainingOptions,
+    miner: GlobalProxyMiner | None = None,
 ) -> nn.Module:
     made: Any = loss
     if isinstance(loss, str):
@@ -77,7 +92,12 @@ def _bind(
     if not isinstance(made, nn.Module):
         made = made(model)
     elif not hasattr(made, "model"):
-        made = ForSentenceTransformer(model, made, options.mini_batch_size)
+        wrap = ForSentenceTransformer if miner is None else _mined(miner)
+        made = wrap(model, made, options.mini_batch_size)
+    if miner is not None and getattr(made, "miner", None) is not miner:
+        raise InputError(
+            f"{type(made).__name__} owns its model and shows a miner nothing; use a loss of nearfar or PML"
+        )
     # A loss that owns a model, ForSentenceTransformer included, is ready for the trainer.
     if options.mini_batch_size is not None and getattr(made, "mini_batch_size", None) != options.mini_batch_size:
         raise InputError(
@@ -85,6 +105,10 @@ def _bind(
             f"{type(made).__name__} has its own, if any: give it in loss_options"
         )
     return made if options.matryoshka_dimensions is None else _matryoshka(model, made, options.matryoshka_dimensions)
+
+
+def _mined(miner: GlobalProxyMiner) -> Callable[..., nn.Module]:
+    return lambda model, loss, mini_batch_size: miner.wrap(loss, model, mini_batch_size=mini_batch_size)
 
 
 def _matryoshka(model: SentenceTransformer, loss: nn.Module, dimensions: tuple[int, ...]) -> nn.Module:

@@ -13,8 +13,16 @@ from torch import nn
 from transformers import PrinterCallback
 
 from nearfar.errors import InputError
+from nearfar.miners import GlobalProxyMiner
 from nearfar.retrieval.training.arguments import training_arguments
-from nearfar.retrieval.training.binding import LossChoice, bind_losses, describe_loss, describe_losses, reads_classes
+from nearfar.retrieval.training.binding import (
+    LossChoice,
+    bind_losses,
+    check_miner,
+    describe_loss,
+    describe_losses,
+    reads_classes,
+)
 from nearfar.retrieval.training.callbacks import EarlyStopping, SaveEvery
 from nearfar.retrieval.training.checkpoints import MARKER
 from nearfar.retrieval.training.columns import as_columns, describe_data
@@ -65,6 +73,7 @@ def fine_tune(
     loss_learning_rate: float | None = None,
     warmup_share: float = 0.1,
     batch_sampler: str | Callable[..., Any] = "batch_sampler",
+    miner: GlobalProxyMiner | None = None,
     seed: int = 0,
     resume: bool = False,
     show_progress: bool = True,
@@ -104,6 +113,7 @@ def fine_tune(
         warmup_share: share of the steps during which the rate rises linearly; it then falls linearly to 0.
         batch_sampler: "batch_sampler" (random), "no_duplicates", "group_by_label", or a factory of samplers as
             sentence-transformers defines it.
+        miner: composes the batches of every epoch of classes that the model confuses, in place of `batch_sampler`.
         seed: of data order, dropout and new layers. Global generators are left as they were.
         resume: go on from the last complete checkpoint in ``output_dir``, if there is one.
         show_progress: draw a progress bar on standard error.
@@ -148,6 +158,7 @@ def fine_tune(
             loss_learning_rate=loss_learning_rate,
             warmup_share=warmup_share,
             batch_sampler=batch_sampler,
+            miner=miner,
             seed=seed,
             resume=resume,
             show_progress=show_progress,
@@ -155,6 +166,7 @@ def fine_tune(
             trainer_args=trainer_args,
             callbacks=callbacks,
         )
+    check_miner(miner, batch_sampler)
     _check_numbers(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate)
     if loss_learning_rate is not None:
         _check_numbers(loss_learning_rate=loss_learning_rate)
@@ -167,6 +179,7 @@ def fine_tune(
         "warmup_share": warmup_share,
         "seed": seed,
         "batch_sampler": batch_sampler if isinstance(batch_sampler, str) else type(batch_sampler).__name__,
+        "miner": None if miner is None else miner.settings(),
     }
     extra = dict(trainer_args or {})
     recipe = _recipe(model, loss, loss_options, settings, options, extra, origin)
@@ -177,7 +190,7 @@ def fine_tune(
         if options.lora is not None:
             add_adapters(model, options.lora)
         dataset = _tables(train, loss)
-        bound = bind_losses(model, loss, loss_options or {}, dataset, options, seed)
+        bound = bind_losses(model, loss, loss_options or {}, dataset, options, seed, miner)
         best = (evaluators[0].primary_metric, evaluators[0].greater_is_better) if evaluators else None
         arguments = training_arguments(folder.checkpoints, settings, options, batch_sampler, best, extra)
         facts = {
@@ -196,6 +209,8 @@ def fine_tune(
             evaluator=evaluators or None,
             callbacks=[*callbacks, *_callbacks(options, best)],
         )
+        if miner is not None:
+            trainer.attach(miner)
         _run(trainer, show_progress, checkpoint)
         history = [_without_times(entry) for entry in trainer.state.log_history]
         metrics = {name: value for each in evaluators for name, value in trainer.evaluate_now(each).items()}
@@ -222,8 +237,10 @@ def _recipe(
 ) -> dict[str, Any]:
     """What was asked for, in plain values; what is not plain by its class."""
     named = {name: _plain(each) for name, each in loss.items()} if isinstance(loss, Mapping) else _plain(loss)
+    # A model or data in memory has no name; a recipe without them cannot be run again as it is.
+    source = {} if isinstance(model, SentenceTransformer) else {"model": str(model)}
     return {
-        "model": None if isinstance(model, SentenceTransformer) else str(model),
+        **source,
         **(origin or {}),
         "loss": named,
         "loss_options": {name: _plain(value) for name, value in (loss_options or {}).items()},

@@ -19,6 +19,7 @@ from nearfar.losses.combine import capabilities_of
 from nearfar.losses.registry import wants_sizes
 from nearfar.miners import GlobalProxyMiner
 from nearfar.retrieval.training.arguments import training_arguments
+from nearfar.retrieval.training.binding import check_miner
 from nearfar.retrieval.training.callbacks import EarlyStopping, SaveEvery
 from nearfar.retrieval.training.fine_tune import FineTuneResult, describe_loss
 from nearfar.retrieval.training.module_trainer import ModuleTrainer, ModuleWithLoss, SamplerFactory
@@ -48,7 +49,8 @@ def fine_tune_module(
     learning_rate: float = 2e-5,
     loss_learning_rate: float | None = None,
     warmup_share: float = 0.1,
-    batch_sampler: str | SamplerFactory | GlobalProxyMiner = "batch_sampler",
+    batch_sampler: str | SamplerFactory = "batch_sampler",
+    miner: GlobalProxyMiner | None = None,
     seed: int = 0,
     resume: bool = False,
     show_progress: bool = True,
@@ -80,8 +82,8 @@ def fine_tune_module(
         loss_learning_rate: peak rate of the loss's own parameters; that of the module when None.
         warmup_share: share of the steps during which the rate rises linearly; it then falls linearly to 0.
         batch_sampler: "batch_sampler" (random), "group_by_label", or a factory of samplers as sentence-transformers
-            defines it, which is given the labels as the only column of a ``datasets.Dataset``; or a
-            ``GlobalProxyMiner``, which also sees the embeddings.
+            defines it, which is given the labels as the only column of a ``datasets.Dataset``.
+        miner: composes the batches of every epoch of classes that the module confuses, in place of `batch_sampler`.
         seed: of data order, dropout and new parameters of a loss. Global generators are left as they were.
         resume: go on from the last checkpoint in ``output_dir``, if there is one.
         show_progress: draw a progress bar on standard error.
@@ -114,8 +116,8 @@ def fine_tune_module(
     _check_numbers(**numbers, **own_rate)
     check_data(train)
     options = _checked_options(options or TrainingOptions())
-    make_sampler = _sampler_factory(batch_sampler)
-    miner = batch_sampler if isinstance(batch_sampler, GlobalProxyMiner) else None
+    check_miner(miner, batch_sampler)
+    make_sampler = _sampler_factory(batch_sampler if miner is None else miner)
     settings = {
         **numbers,
         "loss_learning_rate": loss_learning_rate,

@@ -22,6 +22,7 @@ from sentence_transformers.util.distributed import distributed_evaluation
 from torch import Tensor, nn
 from transformers import TrainerCallback
 
+from nearfar.miners import GlobalProxyMiner
 from nearfar.retrieval.training.checkpoints import (
     LOSS_FILE,
     last_complete,
@@ -55,9 +56,15 @@ class Trainer(SentenceTransformerTrainer):
     def __init__(self, *, loss_learning_rate: float | None = None, **options: Any) -> None:
         self.loss_learning_rate = loss_learning_rate
         self._resumed_from: Path | None = None
+        self._miner: GlobalProxyMiner | None = None
         super().__init__(**options)
         # Last, so that it sees what the others decided.
         self.add_callback(ExactResume(self))
+
+    def attach(self, miner: GlobalProxyMiner) -> None:
+        """Let a miner compose the batches; its state is part of every checkpoint."""
+        miner.attach(self)
+        self._miner = miner
 
     def loss_state(self) -> dict[str, Tensor]:
         """Parameters and buffers of the loss that are not the model's."""
@@ -138,6 +145,8 @@ class Trainer(SentenceTransformerTrainer):
         wait_for_all()
         write_tensors(checkpoint / self._sums_file(), self._sums())
         super()._save_checkpoint(model, trial)
+        if self._miner is not None:
+            self._miner.save(checkpoint)
         wait_for_all()
         if is_first_process():
             mark_complete(checkpoint)

@@ -318,7 +318,7 @@ def test_samplers_are_given_the_labels(tmp_path):
 def test_a_miner_composes_the_batches_and_sees_the_embeddings(tmp_path):
     def mined(folder, **options):
         miner = GlobalProxyMiner(group_size=2, samples_per_class=3, proxy_dim=3, seed=1)
-        return run(folder, batch_sampler=miner, **options), miner
+        return run(folder, miner=miner, **options), miner
 
     result, miner = mined(tmp_path / "straight")
     assert miner.proxies.shape == (CLASSES, 3)
