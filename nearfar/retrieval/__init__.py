@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from nearfar.retrieval.training.evaluator import ClassEvaluator, RetrievalEvaluator
     from nearfar.retrieval.training.fine_tune import FineTuneResult, fine_tune
     from nearfar.retrieval.training.options import LoraOptions, TrainingOptions
+    from nearfar.retrieval.training.recipe import Recipe, read_recipe, run_recipe
     from nearfar.retrieval.training.tensor_data import TensorData, embed
 
 _MODULES = {
@@ -29,6 +30,7 @@ _MODULES = {
     "Hit": "index.results",
     "LoraOptions": "training.options",
     "MiningReport": "mining",
+    "Recipe": "training.recipe",
     "Retriever": "retriever",
     "SearchResult": "index.results",
     "TensorData": "training.tensor_data",
@@ -41,6 +43,8 @@ _MODULES = {
     "fingerprint": "encoders",
     "load_encoder": "encoders",
     "load_threshold": "thresholds",
+    "read_recipe": "training.recipe",
+    "run_recipe": "training.recipe",
     "measure_frontier": "frontier",
     "mine_negatives": "mining",
     "save_threshold": "thresholds",
@@ -54,6 +58,7 @@ __all__ = [
     "LoraOptions",
     "MiningReport",
     "ModelEvaluation",
+    "Recipe",
     "RetrievalEvaluator",
     "Retriever",
     "SearchResult",
@@ -70,6 +75,8 @@ __all__ = [
     "load_threshold",
     "measure_frontier",
     "mine_negatives",
+    "read_recipe",
+    "run_recipe",
     "save_threshold",
 ]
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, ClassVar, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 
@@ -14,6 +13,7 @@ class CheckedModel(BaseModel):
     """Settings whose mistakes are named in one line, with near names for a key that does not exist."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
+    kind: ClassVar[str] = "option"
 
     if not TYPE_CHECKING:  # type checkers see the fields
 
@@ -21,7 +21,7 @@ class CheckedModel(BaseModel):
             try:
                 super().__init__(**values)
             except ValidationError as error:
-                raise complaint(error, type(self), values) from None
+                raise complaint(error, type(self)) from None
 
 
 class LoraOptions(CheckedModel):
@@ -87,22 +87,16 @@ class TrainingOptions(CheckedModel):
     report_to: tuple[str, ...] = ()
 
 
-def complaint(error: ValidationError, model: type[BaseModel], values: Mapping[str, Any]) -> InputError:
+def complaint(error: ValidationError, model: type[CheckedModel]) -> InputError:
     """The first thing that pydantic found, as one of nearfar's errors."""
     first = error.errors()[0]
-    path = [str(part) for part in first["loc"]]
-    name = ".".join(path)
+    name = ".".join(str(part) for part in first["loc"])
     if first["type"] == "extra_forbidden":
-        return UnknownNameError("option", name, _names(model, path[:-1]))
+        return UnknownNameError(model.kind, name, model.model_fields)
     if first["type"] == "missing":
-        return InputError(f"{name} is missing")
+        return InputError(f"{name} is missing; give it as a {model.kind}, or on the command line as --{name}")
+    inner = first.get("ctx", {}).get("error")
+    if isinstance(inner, InputError):
+        return inner
     problem = first["msg"][:1].lower() + first["msg"][1:]
     return InputError(f"{name}={first['input']!r}: {problem}")
-
-
-def _names(model: type[BaseModel], path: list[str]) -> list[str]:
-    for part in path:
-        annotation = model.model_fields[part].annotation
-        found = [annotation, *getattr(annotation, "__args__", ())]
-        model = next(each for each in found if isinstance(each, type) and issubclass(each, BaseModel))
-    return list(model.model_fields)
