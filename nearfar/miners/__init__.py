@@ -9,6 +9,7 @@ if TYPE_CHECKING:
     from nearfar.miners.angular import AngularMiner
     from nearfar.miners.batch_hard import BatchHardMiner
     from nearfar.miners.class_balanced import ClassBalancedBatchSampler
+    from nearfar.miners.confusion_tuples import ConfusionTupleSampler
     from nearfar.miners.distance_weighted import DistanceWeightedMiner
     from nearfar.miners.global_proxy import GlobalProxyMiner
     from nearfar.miners.hard_negatives import HardNegativeMiner, MinedNegatives
@@ -23,6 +24,7 @@ _MODULES: dict[str, str] = {
     "AngularMiner": "angular",
     "BatchHardMiner": "batch_hard",
     "ClassBalancedBatchSampler": "class_balanced",
+    "ConfusionTupleSampler": "confusion_tuples",
     "DistanceWeightedMiner": "distance_weighted",
     "EmbeddingMemory": "memory",
     "GlobalProxyMiner": "global_proxy",
@@ -38,6 +40,7 @@ __all__ = [
     "AngularMiner",
     "BatchHardMiner",
     "ClassBalancedBatchSampler",
+    "ConfusionTupleSampler",
     "DistanceWeightedMiner",
     "EmbeddingMemory",
     "GlobalProxyMiner",
