@@ -45,7 +45,8 @@ def test_recall_is_that_of_raw_faiss(tmp_path, data, metric):
     kind = faiss.METRIC_L2 if metric == "l2" else faiss.METRIC_INNER_PRODUCT
     exact = faiss.knn(wanted, rows, 10, metric=kind)[1]
     for point, nprobe in zip(points, [1, 4, nlist], strict=True):
-        found = raw.search(wanted, 10, params=faiss.SearchParametersIVF(nprobe=nprobe))[1]
+        raw.nprobe = nprobe
+        found = raw.search(wanted, 10)[1]
         shares = [len(set(a) & set(b)) / 10 for a, b in zip(found.tolist(), exact.tolist(), strict=True)]
         assert point.recall == pytest.approx(np.mean(shares), abs=1e-12)
         assert point.interval is not None
