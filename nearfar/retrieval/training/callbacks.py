@@ -7,6 +7,9 @@ from typing import Any
 
 from transformers import TrainerCallback
 
+from nearfar.errors import InputError
+from nearfar.retrieval.training.options import TrainingOptions
+
 
 class SaveEvery(TrainerCallback):
     """A checkpoint every so many steps, besides those of the trainer's own strategy.
@@ -45,3 +48,23 @@ class EarlyStopping(TrainerCallback):
             # NaN is never better.
             best, since = (value, 0) if value > best else (best, since + 1)
         control.should_training_stop |= since >= self.patience
+
+
+def callbacks_for(options: TrainingOptions, best: tuple[str, bool] | None) -> list[TrainerCallback]:
+    """The callbacks that options ask for.
+
+    Args:
+        options: the options.
+        best: the metric that decides which model is kept, and whether more is better; None without an evaluator.
+
+    Raises:
+        InputError: for ``patience`` without an evaluator.
+    """
+    found: list[TrainerCallback] = []
+    if options.save_every is not None:
+        found.append(SaveEvery(options.save_every))
+    if options.patience is not None:
+        if best is None:
+            raise InputError(f"patience={options.patience} needs an evaluator to watch")
+        found.append(EarlyStopping(f"eval_{best[0]}", best[1], options.patience))
+    return found

@@ -220,6 +220,21 @@ class ClassEvaluator(_Evaluator):
         return {"samples": len(self.labels), "classes": len(set(self.labels.tolist()))}
 
 
+def evaluator_list(evaluator: Any) -> list[Any]:
+    """None, one evaluator or several, as a list.
+
+    Raises:
+        InputError: two of them report their main metric under one name.
+    """
+    if evaluator is None:
+        return []
+    found = list(evaluator) if isinstance(evaluator, list | tuple) else [evaluator]
+    names = [each.primary_metric for each in found]
+    if len(set(names)) < len(names):
+        raise InputError(f"evaluators share the metric {max(names, key=names.count)!r}; give each another name")
+    return found
+
+
 def _finite(vectors: Any) -> NDArray[np.float32]:
     found = np.asarray(vectors, dtype=np.float32)
     if not np.isfinite(found).all():

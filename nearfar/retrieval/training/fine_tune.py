@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,22 +22,19 @@ from nearfar.retrieval.training.binding import (
     describe_losses,
     reads_classes,
 )
-from nearfar.retrieval.training.callbacks import EarlyStopping, SaveEvery
+from nearfar.retrieval.training.callbacks import callbacks_for
 from nearfar.retrieval.training.checkpoints import MARKER
 from nearfar.retrieval.training.columns import as_columns, describe_data
-from nearfar.retrieval.training.options import TrainingOptions
-from nearfar.retrieval.training.processes import is_first_process, process_count
-from nearfar.retrieval.training.progress import RichProgress
+from nearfar.retrieval.training.evaluator import evaluator_list
+from nearfar.retrieval.training.options import TrainingOptions, check_positive
+from nearfar.retrieval.training.processes import process_count
 from nearfar.retrieval.training.randomness import preserved_random_state
-from nearfar.retrieval.training.run_folder import RunFolder
+from nearfar.retrieval.training.run_folder import RunFolder, plain
 from nearfar.retrieval.training.selection import add_adapters, frozen
 from nearfar.retrieval.training.trainer import Trainer
 from nearfar.retrieval.training.versions import versions
 
 __all__ = ["FineTuneResult", "LossChoice", "describe_loss", "fine_tune"]
-
-# Of the trainer's log, what a second run would not repeat.
-_TIMINGS = ("_runtime", "_per_second", "_flos")
 
 
 @dataclass(frozen=True)
@@ -167,9 +163,9 @@ def fine_tune(
             callbacks=callbacks,
         )
     check_miner(miner, batch_sampler)
-    _check_numbers(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate)
+    check_positive(epochs=epochs, batch_size=batch_size, learning_rate=learning_rate)
     if loss_learning_rate is not None:
-        _check_numbers(loss_learning_rate=loss_learning_rate)
+        check_positive(loss_learning_rate=loss_learning_rate)
     options = options or TrainingOptions()
     settings = {
         "epochs": epochs,
@@ -184,11 +180,11 @@ def fine_tune(
     extra = dict(trainer_args or {})
     recipe = _recipe(model, loss, loss_options, settings, options, extra, origin)
     model = _loaded(model)
-    evaluators = _evaluators(evaluator)
+    evaluators = evaluator_list(evaluator)
     folder = RunFolder(output_dir, last_file=MARKER)
     with preserved_random_state(), frozen(model, options.freeze):
         if options.lora is not None:
-            add_adapters(model, options.lora)
+            add_adapters(model, options.lora, seed)
         dataset = _tables(train, loss)
         bound = bind_losses(model, loss, loss_options or {}, dataset, options, seed, miner)
         best = (evaluators[0].primary_metric, evaluators[0].greater_is_better) if evaluators else None
@@ -207,12 +203,11 @@ def fine_tune(
             loss=bound,
             loss_learning_rate=loss_learning_rate,
             evaluator=evaluators or None,
-            callbacks=[*callbacks, *_callbacks(options, best)],
+            callbacks=[*callbacks, *callbacks_for(options, best)],
         )
         if miner is not None:
             trainer.attach(miner)
-        _run(trainer, show_progress, checkpoint)
-        history = [_without_times(entry) for entry in trainer.state.log_history]
+        history = trainer.run(checkpoint, show_progress)
         metrics = {name: value for each in evaluators for name, value in trainer.evaluate_now(each).items()}
         folder.finish(model, {"metrics": metrics, "history": history}, trainer.loss_state())
     return FineTuneResult(model, metrics, history, folder.path)
@@ -236,36 +231,18 @@ def _recipe(
     origin: Mapping[str, Any] | None,
 ) -> dict[str, Any]:
     """What was asked for, in plain values; what is not plain by its class."""
-    named = {name: _plain(each) for name, each in loss.items()} if isinstance(loss, Mapping) else _plain(loss)
+    named = {name: plain(each) for name, each in loss.items()} if isinstance(loss, Mapping) else plain(loss)
     # A model or data in memory has no name; a recipe without them cannot be run again as it is.
     source = {} if isinstance(model, SentenceTransformer) else {"model": str(model)}
     return {
         **source,
         **(origin or {}),
         "loss": named,
-        "loss_options": {name: _plain(value) for name, value in (loss_options or {}).items()},
+        "loss_options": {name: plain(value) for name, value in (loss_options or {}).items()},
         **settings,
         **options.model_dump(mode="json"),
-        "trainer_args": {name: _plain(value) for name, value in trainer_args.items()},
+        "trainer_args": {name: plain(value) for name, value in trainer_args.items()},
     }
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return {str(name): _plain(each) for name, each in value.items()}
-    if isinstance(value, list | tuple):
-        return [_plain(each) for each in value]
-    if isinstance(value, Path):
-        return str(value)
-    if value is None or isinstance(value, str | bool | int | float):
-        return value
-    return getattr(value, "__name__", type(value).__name__)
-
-
-def _check_numbers(**numbers: float) -> None:
-    for name, value in numbers.items():
-        if not value > 0:
-            raise InputError(f"{name}={value!r} must be above 0")
 
 
 def _tables(train: Any, loss: Any) -> Any:
@@ -281,27 +258,6 @@ def _tables(train: Any, loss: Any) -> Any:
     return DatasetDict(tables)
 
 
-def _evaluators(evaluator: Any) -> list[Any]:
-    if evaluator is None:
-        return []
-    found = list(evaluator) if isinstance(evaluator, list | tuple) else [evaluator]
-    names = [each.primary_metric for each in found]
-    if len(set(names)) < len(names):
-        raise InputError(f"evaluators share the metric {max(names, key=names.count)!r}; give each another name")
-    return found
-
-
-def _callbacks(options: TrainingOptions, best: tuple[str, bool] | None) -> list[Any]:
-    found: list[Any] = []
-    if options.save_every is not None:
-        found.append(SaveEvery(options.save_every))
-    if options.patience is not None:
-        if best is None:
-            raise InputError(f"patience={options.patience} needs an evaluator to watch")
-        found.append(EarlyStopping(f"eval_{best[0]}", best[1], options.patience))
-    return found
-
-
 def _make_trainer(*, model: SentenceTransformer, **options: Any) -> Trainer:
     card = model.model_card_data
     # Without examples of its own the card would search the whole training set for some.
@@ -310,15 +266,3 @@ def _make_trainer(*, model: SentenceTransformer, **options: Any) -> Trainer:
     card.widget = [example for example in card.widget if example["text"]]
     trainer.remove_callback(PrinterCallback)
     return trainer
-
-
-def _run(trainer: Trainer, show_progress: bool, checkpoint: Path | None) -> None:
-    progress = RichProgress() if show_progress and is_first_process() else None
-    if progress is not None:
-        trainer.add_callback(progress)
-    with nullcontext() if progress is None else progress:
-        trainer.train(resume_from_checkpoint=checkpoint)
-
-
-def _without_times(entry: Mapping[str, float]) -> dict[str, float]:
-    return {name: value for name, value in entry.items() if not name.endswith(_TIMINGS)}

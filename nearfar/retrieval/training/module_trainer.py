@@ -6,7 +6,7 @@ synchronised between processes by the same code as those of the encoder.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,14 +15,17 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 from torch.utils.data import BatchSampler, DataLoader, Dataset
-from transformers import Trainer, TrainerCallback, TrainingArguments
+from transformers import TrainerCallback, TrainingArguments
 from transformers.trainer_utils import seed_worker
 
 from nearfar.errors import InputError
 from nearfar.losses import WeightedSum
 from nearfar.losses.engine.precision import full_precision
+from nearfar.miners import GlobalProxyMiner
+from nearfar.retrieval.training.exact_runs import ExactRuns
 from nearfar.retrieval.training.tensor_data import NumberedBatches, as_is, check_embeddings, labels_of
 
+_BATCHES = "number of batches"  # no part is called so
 SamplerFactory = Callable[..., Any]
 
 
@@ -79,7 +82,7 @@ class RandomBatches(BatchSampler):
         return full + (rest > 1 and not self.drop_last)
 
 
-class ModuleTrainer(Trainer):
+class ModuleTrainer(ExactRuns):
     """``transformers.Trainer`` with nearfar's batches, an evaluator, and a rate of their own for a loss's parameters.
 
     Args:
@@ -88,7 +91,8 @@ class ModuleTrainer(Trainer):
         data: pairs (input, label).
         make_sampler: a factory of batch samplers as sentence-transformers defines it, or None for random batches. It
             is given the labels as the only column of a ``datasets.Dataset``.
-        evaluator: is called with the encoder at every evaluation; returns metrics by name.
+        miner: composes the batches instead.
+        evaluators: are called with the encoder at every evaluation; return metrics by name.
         loss_learning_rate: peak rate of the loss's own parameters; that of the encoder when None.
         callbacks: the trainer's.
     """
@@ -102,30 +106,34 @@ class ModuleTrainer(Trainer):
         data: Dataset[Any],
         *,
         make_sampler: SamplerFactory | None,
-        evaluator: Any,
+        miner: GlobalProxyMiner | None,
+        evaluators: Sequence[Any],
         loss_learning_rate: float | None,
         callbacks: list[TrainerCallback],
     ) -> None:
-        self._make_sampler, self._evaluator, self._loss_learning_rate = make_sampler, evaluator, loss_learning_rate
-        self._parts: dict[str, list[Tensor]] = {}
+        self._make_sampler, self._evaluators, self._loss_learning_rate = make_sampler, evaluators, loss_learning_rate
+        self._parts: dict[str, Tensor] = {}  # sums since the last log entry
+        self._batches = torch.zeros(())
         super().__init__(
             model=model,
             args=arguments,
             train_dataset=data,
-            # Only asked for: `evaluate` calls the evaluator.
-            eval_dataset=None if evaluator is None else data,
+            # Only asked for: `evaluate` calls the evaluators.
+            eval_dataset=data if evaluators else None,
             callbacks=callbacks,
         )
+        if miner is not None:
+            # It tells training data, which it mines, by their row numbers.
+            self._make_sampler = lambda table, **options: miner(miner.with_rows(table), **options)
+            self._miner = miner  # whose state is part of every checkpoint
+            self.add_callback(miner)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
         """Batches of the sampler, shared out among processes."""
         arguments = self.args
-        sampler = self._batch_sampler()
-        # The trainer does not find a sampler through all wrappers of a run that resumes within an epoch.
-        self.add_callback(_TellEpoch(sampler))
         loader = DataLoader(
             NumberedBatches(self.train_dataset),
-            batch_sampler=sampler,
+            batch_sampler=self._batch_sampler(),
             collate_fn=as_is,
             num_workers=arguments.dataloader_num_workers,
             pin_memory=arguments.dataloader_pin_memory,
@@ -179,40 +187,45 @@ class ModuleTrainer(Trainer):
         outputs: dict[str, Tensor] = model(**inputs)
         value = outputs.pop("loss")
         for name, part in outputs.items():
-            self._parts.setdefault(name, []).append(part.detach())
+            self._parts[name] = self._parts.get(name, 0) + part.detach()
+        self._batches += 1
         return value
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:
         """Log, with the mean of each part since the last time; they add up to the loss."""
         if "loss" in logs:
-            logs |= {name: torch.stack(values).mean().item() for name, values in self._parts.items()}
-            self._parts = {}
+            logs |= {name: (part / self._batches).item() for name, part in self._parts.items()}
+            self._parts, self._batches = {}, torch.zeros(())
         super().log(logs, start_time)
+
+    def part_sums(self) -> dict[str, Tensor]:
+        """The parts of the loss since the last log entry, and over how many batches."""
+        return {**self._parts, _BATCHES: self._batches}
+
+    def restore_part_sums(self, sums: Mapping[str, Tensor]) -> None:
+        """Go on summing the parts of the loss."""
+        self._parts = dict(sums)
+        self._batches = self._parts.pop(_BATCHES).cpu()
 
     def evaluate(
         self, eval_dataset: Any = None, ignore_keys: list[str] | None = None, metric_key_prefix: str = "eval"
     ) -> dict[str, float]:
-        """Call the evaluator with the encoder. Every process does, and finds the same."""
-        folder = str(Path(self.args.output_dir) / "eval")
-        found = self._evaluator(self.model.encoder, folder, self.state.epoch, self.state.global_step)
-        metrics = {f"{metric_key_prefix}_{name}": float(value) for name, value in found.items()}
+        """Call the evaluators with the encoder. Every process does, and finds the same."""
+        metrics = {f"{metric_key_prefix}_{name}": value for name, value in self.metrics(self.state.epoch).items()}
         self.log(metrics)
         self.control = self.callback_handler.on_evaluate(self.args, self.state, self.control, metrics)
         return metrics
+
+    def metrics(self, epoch: float = -1) -> dict[str, float]:
+        """The evaluators' metrics of the encoder as it is; within training they also go to a file."""
+        where = () if epoch < 0 else (str(Path(self.args.output_dir) / "eval"), epoch, self.state.global_step)
+        found = [each(self.model.encoder, *where) for each in self._evaluators]
+        return {name: float(value) for metrics in found for name, value in metrics.items()}
 
     def _save(self, output_dir: str | None = None, state_dict: Any = None) -> None:
         # The format refuses tensors that share memory, as tied weights do, so each is saved for itself.
         state = self.model.state_dict() if state_dict is None else state_dict
         super()._save(output_dir, {name: value.contiguous().clone() for name, value in state.items()})
-
-
-class _TellEpoch(TrainerCallback):
-    def __init__(self, sampler: Any) -> None:
-        self._sampler = sampler
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        if hasattr(self._sampler, "set_epoch"):
-            self._sampler.set_epoch(int(state.epoch))
 
 
 def _label_column(data: Dataset[Any]) -> Any:

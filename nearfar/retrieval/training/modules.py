@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from contextlib import nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -20,14 +19,15 @@ from nearfar.losses.registry import wants_sizes
 from nearfar.miners import GlobalProxyMiner
 from nearfar.retrieval.training.arguments import training_arguments
 from nearfar.retrieval.training.binding import check_miner
-from nearfar.retrieval.training.callbacks import EarlyStopping, SaveEvery
+from nearfar.retrieval.training.callbacks import callbacks_for
+from nearfar.retrieval.training.checkpoints import MARKER
+from nearfar.retrieval.training.evaluator import evaluator_list
 from nearfar.retrieval.training.fine_tune import FineTuneResult, describe_loss
 from nearfar.retrieval.training.module_trainer import ModuleTrainer, ModuleWithLoss, SamplerFactory
-from nearfar.retrieval.training.options import TrainingOptions
-from nearfar.retrieval.training.processes import is_first_process, process_count
-from nearfar.retrieval.training.progress import RichProgress
+from nearfar.retrieval.training.options import TrainingOptions, check_positive
+from nearfar.retrieval.training.processes import process_count
 from nearfar.retrieval.training.randomness import preserved_random_state
-from nearfar.retrieval.training.run_folder import RunFolder
+from nearfar.retrieval.training.run_folder import RunFolder, plain
 from nearfar.retrieval.training.selection import frozen
 from nearfar.retrieval.training.tensor_data import check_data, describe_tensors, embed, labels_of
 from nearfar.retrieval.training.versions import versions
@@ -73,8 +73,8 @@ def fine_tune_module(
         output_dir: folder of the run, see ``FineTuneResult``. The module is ``model/model.safetensors``, for
             ``safetensors.torch.load_model``.
         loss_options: options of a loss given by name.
-        evaluator: called with the module at every epoch, for example ``ClassEvaluator(TensorData(inputs, labels))``;
-            its primary metric decides which model is kept.
+        evaluator: called with the module at every epoch, for example ``ClassEvaluator(TensorData(inputs, labels))``,
+            or several; the primary metric of the first decides which model is kept.
         epochs: passes over the data.
         batch_size: samples per step.
         learning_rate: peak rate of the module. 2e-5 suits large transformers; small networks trained from scratch want
@@ -112,8 +112,7 @@ def fine_tune_module(
         1
     """
     numbers = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
-    own_rate = {} if loss_learning_rate is None else {"loss_learning_rate": loss_learning_rate}
-    _check_numbers(**numbers, **own_rate)
+    check_positive(**numbers, loss_learning_rate=loss_learning_rate)
     check_data(train)
     options = _checked_options(options or TrainingOptions())
     check_miner(miner, batch_sampler)
@@ -126,8 +125,9 @@ def fine_tune_module(
         "batch_sampler": batch_sampler if isinstance(batch_sampler, str) else type(batch_sampler).__name__,
         "miner": None if miner is None else miner.settings(),
     }
-    best = None if evaluator is None else (evaluator.primary_metric, evaluator.greater_is_better)
-    folder = RunFolder(output_dir)
+    evaluators = evaluator_list(evaluator)
+    best = (evaluators[0].primary_metric, evaluators[0].greater_is_better) if evaluators else None
+    folder = RunFolder(output_dir, last_file=MARKER)
     with preserved_random_state(), frozen(module, options.freeze):
         torch.manual_seed(seed)
         model = ModuleWithLoss(module, _made_loss(loss, dict(loss_options or {}), module, train, miner))
@@ -140,21 +140,27 @@ def fine_tune_module(
             "processes": process_count(),
             "versions": versions(),
         }
-        recipe = {"loss_options": dict(loss_options or {}), **settings, **options.model_dump(mode="json")}
-        checkpoint = folder.begin({**recipe, "trainer_args": extra}, resume, facts)
+        recipe = {
+            "loss": plain(loss),
+            "loss_options": plain(dict(loss_options or {})),
+            **settings,
+            **options.model_dump(mode="json"),
+            "trainer_args": plain(extra),
+        }
+        checkpoint = folder.begin(recipe, resume, facts)
         trainer = ModuleTrainer(
             model,
             arguments,
             train,
             make_sampler=make_sampler,
-            evaluator=evaluator,
+            miner=miner,
+            evaluators=evaluators,
             loss_learning_rate=loss_learning_rate,
-            callbacks=[*callbacks, *_callbacks(options, best, miner)],
+            callbacks=[*callbacks, *callbacks_for(options, best)],
         )
         trainer.remove_callback(PrinterCallback)
-        _run(trainer, show_progress, checkpoint)
-        history = [dict(entry) for entry in trainer.state.log_history]
-        metrics = {} if evaluator is None else {name: float(value) for name, value in evaluator(module).items()}
+        history = trainer.run(checkpoint, show_progress)
+        metrics = trainer.metrics()
         folder.finish(_Weights(module), {"metrics": metrics, "history": history}, model.loss.state_dict())
     return FineTuneResult(module, metrics, history, folder.path)
 
@@ -168,12 +174,6 @@ class _Weights:
     def save_pretrained(self, folder: str) -> None:
         Path(folder).mkdir(parents=True)
         save_model(self.module, str(Path(folder, "model.safetensors")))
-
-
-def _check_numbers(**numbers: float) -> None:
-    for name, value in numbers.items():
-        if not value > 0:
-            raise InputError(f"{name}={value!r} must be above 0")
 
 
 def _checked_options(options: TrainingOptions) -> TrainingOptions:
@@ -215,11 +215,8 @@ def _named_loss(name: Any, options: dict[str, Any], size: int, train: Dataset[An
     return found
 
 
-def _sampler_factory(choice: str | SamplerFactory | GlobalProxyMiner) -> SamplerFactory | None:
+def _sampler_factory(choice: str | SamplerFactory) -> SamplerFactory | None:
     """The factory of batch samplers; None for random batches."""
-    if isinstance(choice, GlobalProxyMiner):
-        # It tells training data, which it mines, by their row numbers.
-        return lambda table, **options: choice(choice.with_rows(table), **options)
     if choice == "batch_sampler":
         return None
     if choice == "group_by_label":
@@ -232,24 +229,3 @@ def _sampler_factory(choice: str | SamplerFactory | GlobalProxyMiner) -> Sampler
             "of batch samplers"
         )
     return choice
-
-
-def _callbacks(
-    options: TrainingOptions, best: tuple[str, bool] | None, miner: GlobalProxyMiner | None
-) -> list[TrainerCallback]:
-    found: list[TrainerCallback] = [] if miner is None else [miner]
-    if options.save_every is not None:
-        found.append(SaveEvery(options.save_every))
-    if options.patience is not None:
-        if best is None:
-            raise InputError(f"patience={options.patience} needs an evaluator to watch")
-        found.append(EarlyStopping(f"eval_{best[0]}", best[1], options.patience))
-    return found
-
-
-def _run(trainer: ModuleTrainer, show_progress: bool, checkpoint: Path | None) -> None:
-    progress = RichProgress() if show_progress and is_first_process() else None
-    if progress is not None:
-        trainer.add_callback(progress)
-    with nullcontext() if progress is None else progress:
-        trainer.train(resume_from_checkpoint=None if checkpoint is None else str(checkpoint))

@@ -87,6 +87,13 @@ class TrainingOptions(CheckedModel):
     report_to: tuple[str, ...] = ()
 
 
+def check_positive(**numbers: float | None) -> None:
+    """Numbers by name that must be above 0; None is none of them."""
+    for name, value in numbers.items():
+        if value is not None and not value > 0:
+            raise InputError(f"{name}={value!r} must be above 0")
+
+
 def complaint(error: ValidationError, model: type[CheckedModel]) -> InputError:
     """The first thing that pydantic found, as one of nearfar's errors."""
     first = error.errors()[0]

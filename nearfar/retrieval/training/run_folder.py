@@ -116,6 +116,19 @@ class RunFolder:
         write_json(self.path / _METRICS, metrics)
 
 
+def plain(value: Any) -> Any:
+    """A value as a recipe can hold it; what is not plain by its class or name."""
+    if isinstance(value, Mapping):
+        return {str(name): plain(each) for name, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [plain(each) for each in value]
+    if isinstance(value, Path):
+        return str(value)
+    if value is None or isinstance(value, str | bool | int | float):
+        return value
+    return getattr(value, "__name__", type(value).__name__)
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write JSON so that the file is either the old one or the new one, never half."""
     _write(path, json.dumps(content, indent=2, sort_keys=True))

@@ -4,33 +4,22 @@ What the base class leaves out and this one adds:
 
 - The parameters of a loss (class weights, a learned scale) have their own learning rate, take part in clipping, are
   saved in checkpoints, come back on resuming and with the best model, and are alike in all processes.
-- A run that is interrupted at any step and resumed ends, and logs, as the unbroken one. The base class forgets the
-  losses summed since the last log entry, in several processes the epoch that data order depends on, and, where a step's
-  checkpoint falls on the end of an epoch, that the epoch was still to be logged and evaluated.
-- A checkpoint that is not complete, in every process, is none.
+- A run that is interrupted at any step and resumed ends, and logs, as the unbroken one, see ``exact_runs``.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-import torch
 from sentence_transformers import SentenceTransformerTrainer
 from sentence_transformers.util.distributed import distributed_evaluation
 from torch import Tensor, nn
-from transformers import TrainerCallback
 
 from nearfar.miners import GlobalProxyMiner
-from nearfar.retrieval.training.checkpoints import (
-    LOSS_FILE,
-    last_complete,
-    mark_complete,
-    read_tensors,
-    unmark,
-    write_tensors,
-)
+from nearfar.retrieval.training.checkpoints import LOSS_FILE, read_tensors, write_tensors
+from nearfar.retrieval.training.exact_runs import ExactRuns
 from nearfar.retrieval.training.loss_parameters import (
     average_gradients,
     load_own_state,
@@ -40,10 +29,10 @@ from nearfar.retrieval.training.loss_parameters import (
     own_state,
     regroup,
 )
-from nearfar.retrieval.training.processes import from_first, is_first_process, process_count, process_rank, wait_for_all
+from nearfar.retrieval.training.processes import from_first, process_count
 
 
-class Trainer(SentenceTransformerTrainer):
+class Trainer(ExactRuns, SentenceTransformerTrainer):
     """``SentenceTransformerTrainer`` with exact losses, checkpoints and processes.
 
     Args:
@@ -51,15 +40,9 @@ class Trainer(SentenceTransformerTrainer):
         options: as for ``SentenceTransformerTrainer``.
     """
 
-    _tr_loss: Tensor  # the base class's
-
     def __init__(self, *, loss_learning_rate: float | None = None, **options: Any) -> None:
         self.loss_learning_rate = loss_learning_rate
-        self._resumed_from: Path | None = None
-        self._miner: GlobalProxyMiner | None = None
         super().__init__(**options)
-        # Last, so that it sees what the others decided.
-        self.add_callback(ExactResume(self))
 
     def attach(self, miner: GlobalProxyMiner) -> None:
         """Let a miner compose the batches; its state is part of every checkpoint."""
@@ -73,10 +56,7 @@ class Trainer(SentenceTransformerTrainer):
     def train(self, resume_from_checkpoint: Any = None, *args: Any, **options: Any) -> Any:
         """Train. All processes begin with the first one's loss."""
         make_alike(self.loss, self.model)
-        if resume_from_checkpoint is True:
-            resume_from_checkpoint = last_complete(Path(self.args.output_dir))
-        self._resumed_from = None if not resume_from_checkpoint else Path(resume_from_checkpoint)
-        return super().train(None if self._resumed_from is None else str(self._resumed_from), *args, **options)
+        return super().train(resume_from_checkpoint, *args, **options)
 
     def training_step(self, *args: Any, **options: Any) -> Tensor:
         """Forward and backward pass; before a step of the optimiser, the loss's gradients are averaged as the model's.
@@ -137,85 +117,10 @@ class Trainer(SentenceTransformerTrainer):
         self.model.model_card_data.set_best_model_step(int(best.name.rsplit("-", 1)[1]))
         self._load_from_checkpoint(str(best))
 
-    def _save_checkpoint(self, model: nn.Module, trial: Any) -> None:
-        checkpoint = Path(self._get_output_dir(trial)) / f"checkpoint-{self.state.global_step}"
-        if is_first_process():
-            unmark(checkpoint)
-            checkpoint.mkdir(parents=True)
-        wait_for_all()
-        write_tensors(checkpoint / self._sums_file(), self._sums())
-        super()._save_checkpoint(model, trial)
-        if self._miner is not None:
-            self._miner.save(checkpoint)
-        wait_for_all()
-        if is_first_process():
-            mark_complete(checkpoint)
+    def part_sums(self) -> dict[str, Tensor]:
+        """The parts of the loss since the last log entry, in this process."""
+        return dict(self.accum_loss_components["train"])
 
-    def _sums_file(self) -> str:
-        return f"sums_{process_rank()}.safetensors"
-
-    def _sums(self) -> dict[str, Tensor]:
-        """What the trainer has summed since its last log entry, in this process."""
-        sums = {
-            "loss": self._tr_loss,
-            "total": torch.tensor(self._total_loss_scalar, dtype=torch.float64),
-            "last_logged": torch.tensor(self._globalstep_last_logged),
-        }
-        return sums | {f"part.{name}": value for name, value in self.accum_loss_components["train"].items()}
-
-    def restore_sums(self) -> None:
-        """Go on summing where the checkpoint left off, if the run began with one."""
-        if self._resumed_from is None:
-            return
-        sums = read_tensors(self._resumed_from / self._sums_file())
-        self._tr_loss = sums.pop("loss").to(self._tr_loss.device)
-        self._total_loss_scalar = sums.pop("total").item()
-        self._globalstep_last_logged = int(sums.pop("last_logged"))
-        # The mean loss that ends the log is over all steps, not only those since the interruption.
-        self._initial_global_step = 0
-        parts = {name.removeprefix("part."): value.to(self.args.device) for name, value in sums.items()}
-        self.accum_loss_components["train"] = parts
-
-
-class ExactResume(TrainerCallback):
-    """Keeps what the base class forgets on resuming.
-
-    Args:
-        trainer: the trainer it belongs to.
-    """
-
-    def __init__(self, trainer: Trainer) -> None:
-        self.trainer = trainer
-        self.saves_after_epoch = False
-
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Restore the sums, which the base class has just set to 0."""
-        self.trainer.restore_sums()
-
-    def on_epoch_begin(self, args: Any, state: Any, control: Any, train_dataloader: Any = None, **_: Any) -> None:
-        """Tell samplers the epoch at any depth: the one that skips seen batches hides those of several processes."""
-        for sampler in _samplers(train_dataloader):
-            if hasattr(sampler, "set_epoch"):
-                sampler.set_epoch(int(state.epoch or 0))
-
-    def on_step_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Put off a checkpoint that falls on the end of an epoch until the epoch is logged and evaluated."""
-        if control.should_save and state.epoch == int(state.epoch):
-            control.should_save, self.saves_after_epoch = False, True
-
-    def on_epoch_end(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Write the checkpoint that was put off."""
-        control.should_save |= self.saves_after_epoch
-        self.saves_after_epoch = False
-
-
-def _samplers(loader: Any) -> Iterator[Any]:
-    """The batch sampler of a loader, and what it wraps."""
-    waiting, seen = [getattr(loader, "batch_sampler", None), getattr(loader, "sampler", None)], set()
-    while waiting:
-        sampler = waiting.pop()
-        if sampler is None or id(sampler) in seen:
-            continue
-        seen.add(id(sampler))
-        yield sampler
-        waiting += [getattr(sampler, name, None) for name in ("batch_sampler", "sampler")]
+    def restore_part_sums(self, sums: Mapping[str, Tensor]) -> None:
+        """Go on summing the parts of the loss."""
+        self.accum_loss_components["train"] = dict(sums)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 import yaml
-from safetensors.torch import load_file, load_model
+from safetensors.torch import load_file, load_model, save_file
 from torch import nn
 from torch.utils.data import BatchSampler, Dataset, Subset
 from transformers import TrainerCallback
@@ -23,6 +23,7 @@ from nearfar.retrieval import ClassEvaluator, TensorData, embed, fine_tune
 from nearfar.retrieval.training.module_trainer import RandomBatches
 from nearfar.retrieval.training.options import TrainingOptions
 from nearfar.retrieval.training.tensor_data import labels_of
+from tests.retrieval.training.runs import StopAfter, assert_equal_states, everything, in_processes
 
 CLASSES, DIM = 6, 8
 SETTINGS = {"batch_size": 12, "learning_rate": 1e-2, "show_progress": False, "epochs": 3}
@@ -76,15 +77,6 @@ class Pairs(Dataset):
         self.read += 1
         inputs, label = self.data[row]
         return inputs.numpy(), int(label)
-
-
-class StopAfter(TrainerCallback):
-    def __init__(self, step):
-        self.step = step
-
-    def on_step_end(self, args, state, control, **_):
-        if state.global_step == self.step:
-            raise KeyboardInterrupt
 
 
 def test_the_seed_decides_and_global_generators_are_left_alone(tmp_path):
@@ -164,20 +156,26 @@ def test_tied_weights_are_saved_and_stay_tied(tmp_path):
     assert_same_state(fresh, result.model)
 
 
-@pytest.mark.parametrize("loss", ["circle", "elasticface"])
-@pytest.mark.parametrize("save_steps", [None, 2], ids=["epochs", "steps"])
-def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, loss, save_steps):
-    saving = {} if save_steps is None else {"save_strategy": "steps", "save_steps": save_steps}
-    options = {"loss_options": {"sample_rate": 0.5} if loss == "elasticface" else {}, "trainer_args": saving}
-    straight = run(tmp_path / "straight", loss=loss, **options)
+@pytest.mark.parametrize("stop", [5, 7, 9])
+def test_an_interrupted_run_resumes_bit_for_bit(tmp_path, stop):
+    """Module, loss, optimiser, generators, log and metrics; 5 steps make an epoch, so 5 falls on the end of one."""
+
+    def once(name, **more):
+        parts = {"head": (get_loss("elasticface", num_classes=CLASSES, embedding_size=4, sample_rate=0.5), 1.0)}
+        with torch.no_grad():
+            parts["head"][0].weight.copy_(torch.linspace(-1, 1, 24).reshape(6, 4))
+        loss = WeightedSum({**parts, "margin": (ThresholdConsistentMarginLoss(), 1.0)})
+        options = TrainingOptions(save_every=1)
+        return run(tmp_path / name, loss=loss, evaluator=ClassEvaluator(HELD_OUT), options=options, **more)
+
+    straight = once("straight")
     with pytest.raises(KeyboardInterrupt):
-        run(tmp_path / "broken", loss=loss, callbacks=[StopAfter(9)], **options)
+        once("broken", callbacks=[StopAfter(stop)])
     assert not (tmp_path / "broken" / "model").exists()
-    resumed = run(tmp_path / "broken", loss=loss, resume=True, **options)
+    resumed = once("broken", resume=True)
     assert_same_state(straight.model, resumed.model)
-    if loss != "circle":
-        one, other = (load_file(tmp_path / name / "model" / "loss.safetensors") for name in ("straight", "broken"))
-        assert all(torch.equal(one[name], other[name]) for name in one)
+    assert straight.history == resumed.history
+    assert_equal_states(everything(tmp_path / "straight"), everything(tmp_path / "broken"))
 
 
 def test_a_losss_own_parameters_have_their_own_rate_and_are_clipped(tmp_path):
@@ -399,6 +397,7 @@ def test_a_finished_folder_and_another_recipe_are_refused(tmp_path):
         ({"loss": CircleLoss(), "loss_options": {"m": 1}}, "made already"),
         ({"loss": 3}, "loss is a int"),
         ({"batch_sampler": "no_duplicates"}, "batch_sampler='no_duplicates' is no choice"),
+        ({"batch_sampler": "group_by_label", "miner": GlobalProxyMiner()}, "leave one out"),
         ({"options": TrainingOptions(mini_batch_size=4)}, "mini_batch_size=4 is for a SentenceTransformer"),
         ({"options": TrainingOptions(patience=1)}, "patience=1 needs an evaluator"),
     ],
@@ -430,36 +429,24 @@ def test_an_unknown_loss_suggests_near_names(tmp_path):
 # Several processes
 
 
-def _train_in_group(rank, world, folder, port):
-    if world > 1:
-        os.environ |= {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(world)}
-        os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
-    torch.set_num_threads(1)
+def trained(folder, batch_size):
+    """What a process ends with, in a file of its own."""
+    rank = int(os.environ.get("RANK", 0))
     loss = CosFaceLoss(CLASSES, 4, gather_across_devices=True)
-    with torch.no_grad():
-        loss.weight.copy_(torch.linspace(-1, 1, 24).reshape(6, 4) + rank)  # the first process's start counts
     module = nn.Sequential(nn.Linear(DIM, 16), nn.Tanh(), nn.Linear(16, 4))
     with torch.no_grad():
-        for parameter in module.parameters():
-            parameter.copy_(torch.linspace(-0.5, 0.5, parameter.numel()).reshape(parameter.shape))
-    arguments = {"optim": "sgd"}
-    run(
-        folder,
-        module=module,
-        loss=loss,
-        batch_size=12 // world,
-        trainer_args=arguments,
-        evaluator=ClassEvaluator(HELD_OUT),
-    )
-    state = {**module.state_dict(), "head": loss.weight.detach()}
-    torch.save(state, folder.parent / f"{world}-{rank}.pt")
+        for parameter in [*module.parameters(), loss.weight]:  # the first process's start counts
+            parameter.copy_(torch.linspace(-0.5, 0.5, parameter.numel()).reshape(parameter.shape) + rank)
+    options = {"trainer_args": {"optim": "sgd"}, "evaluator": ClassEvaluator(HELD_OUT)}
+    run(folder, module=module, loss=loss, batch_size=batch_size, **options)
+    save_file({**module.state_dict(), "head": loss.weight.detach()}, folder.with_name(f"{folder.name}-{rank}"))
 
 
 @pytest.mark.slow
 def test_two_processes_are_one_with_the_global_batch(tmp_path):
-    torch.multiprocessing.spawn(_train_in_group, (2, tmp_path / "two", 29_517), nprocs=2)
-    _train_in_group(0, 1, tmp_path / "one", None)
-    one, first, second = (torch.load(tmp_path / f"{name}.pt", weights_only=True) for name in ("1-0", "2-0", "2-1"))
+    in_processes(trained, tmp_path / "two", 6)
+    trained(tmp_path / "one", 12)
+    one, first, second = (load_file(tmp_path / name) for name in ("one-0", "two-0", "two-1"))
     for name in one:
         assert torch.equal(first[name], second[name]), name
         assert (first[name] - one[name]).norm() < 1e-5 * one[name].norm(), name
