@@ -6,6 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
+import torch
 from sentence_transformers import SentenceTransformer
 from torch import nn
 
@@ -39,8 +40,8 @@ def frozen(model: nn.Module, patterns: Sequence[str]) -> Iterator[None]:
             parameter.requires_grad_(True)
 
 
-def add_adapters(model: SentenceTransformer, lora: LoraOptions) -> None:
-    """Put low-rank adapters into the model's transformer; its own weights no longer learn.
+def add_adapters(model: SentenceTransformer, lora: LoraOptions, seed: int) -> None:
+    """Put low-rank adapters, drawn from a seed, into the model's transformer; its own weights no longer learn.
 
     Raises:
         MissingDependencyError: without the package ``peft``.
@@ -57,6 +58,7 @@ def add_adapters(model: SentenceTransformer, lora: LoraOptions) -> None:
         target_modules=None if lora.target_modules is None else list(lora.target_modules),
         inference_mode=False,
     )
+    torch.manual_seed(seed)
     try:
         model.add_adapter(config)
     except (ValueError, AttributeError, TypeError) as error:
