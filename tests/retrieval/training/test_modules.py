@@ -18,7 +18,7 @@ from transformers import TrainerCallback
 
 from nearfar.errors import InputError, UnknownNameError
 from nearfar.losses import BiXSELoss, CircleLoss, CosFaceLoss, ThresholdConsistentMarginLoss, WeightedSum, get_loss
-from nearfar.miners import GlobalProxyMiner
+from nearfar.miners import ClassBalancedBatchSampler, GlobalProxyMiner
 from nearfar.retrieval import ClassEvaluator, TensorData, embed, fine_tune
 from nearfar.retrieval.training.module_trainer import RandomBatches
 from nearfar.retrieval.training.options import TrainingOptions
@@ -309,8 +309,8 @@ def test_samplers_are_given_the_labels(tmp_path):
 
     run(tmp_path / "own", batch_sampler=ByClass)
     assert batches[::4] == [(0, {0, 1}), (1, {2, 3}), (2, {4, 5})]
-    grouped = run(tmp_path / "grouped", batch_sampler="group_by_label")
-    assert np.isfinite(grouped.history[0]["loss"])
+    for name, choice in (("grouped", "group_by_label"), ("balanced", ClassBalancedBatchSampler.factory(4))):
+        assert np.isfinite(run(tmp_path / name, batch_sampler=choice).history[0]["loss"])
 
 
 def test_a_miner_composes_the_batches_and_sees_the_embeddings(tmp_path):
