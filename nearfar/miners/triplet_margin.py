@@ -21,6 +21,7 @@ from nearfar.miners.in_batch import InBatchMiner, IndexList, Indices, complete_r
 TripletType = Literal["all", "hard", "semihard", "easy"]
 
 
+_WORK = 2**19  # gaps at a time: they stay in the cache from one pass to the next
 _NO_BOUND = 4.0  # distances of unit vectors lie in [0, 2], so no gap reaches it
 
 
@@ -135,11 +136,14 @@ def _hardest_triplets(tile: Tile, window: _Window) -> Iterator[Indices]:
         yield rows[kept], columns[kept], negative[rows[kept]]
         return
     number = torch.bincount(rows, minlength=len(near))  # (rows,)
-    start, work = number.cumsum(0) - number, torch.empty_like(near)
-    for rank in range(int(number.max())):
-        some = (number > rank).nonzero().squeeze(1)
-        pair, everyone = start[some] + rank, len(some) == len(near)
-        gap = torch.sub(near if everyone else near[some], own[pair, None], out=work[: len(some)])
-        nearest, negative = row_minimum(torch.threshold_(gap, window.low, torch.inf))
-        kept = nearest <= window.high
-        yield some[kept], columns[pair[kept]], negative[kept]
+    start = number.cumsum(0) - number
+    work = near.new_empty(min(len(near), max(1, _WORK // near.shape[1])), near.shape[1])
+    for block in torch.split(torch.arange(len(near), device=near.device), len(work)):
+        for rank in range(int(number[block].max())):
+            some = block[number[block] > rank]
+            pair, everyone = start[some] + rank, len(some) == len(block)
+            farther = near[block[0] : block[-1] + 1] if everyone else near[some]
+            gap = torch.sub(farther, own[pair, None], out=work[: len(some)])
+            nearest, negative = row_minimum(torch.threshold_(gap, window.low, torch.inf))
+            kept = nearest <= window.high
+            yield some[kept], columns[pair[kept]], negative[kept]
