@@ -23,7 +23,7 @@ from nearfar.losses.checks import check_choice
 from nearfar.losses.engine.distributed import process_count
 from nearfar.miners.class_rows import ClassRows
 from nearfar.miners.proxy_bank import ProxyBank
-from nearfar.miners.proxy_columns import RowCollator, batch_classes, with_rows
+from nearfar.miners.proxy_columns import RowCollator, batch_classes, text_columns, with_rows
 from nearfar.miners.proxy_loss import MinedLoss, MinedSentenceLoss
 from nearfar.miners.proxy_plan import epoch_groups
 
@@ -32,7 +32,7 @@ if TYPE_CHECKING:
 
 _SETTINGS = (
     *("group_size", "samples_per_class", "proxy_dim", "proxy_weight", "detach_proxy_input"),
-    *("random_share", "visits", "leftovers", "seed"),
+    *("random_share", "visits", "leftovers", "first_epoch", "seed"),
 )
 _SAMPLES_PER_CLASS = 4  # of the authors' training framework, for rows that are single samples
 
@@ -42,8 +42,8 @@ class GlobalProxyMiner(TrainerCallback):
 
     Training computes embeddings anyway: a linear head maps them to short *proxy embeddings*, trained by the same kind
     of loss, and their mean over an epoch is the proxy of their class. An epoch is then planned as follows: a random
-    class and its nearest remaining classes form a group, until too few classes remain. The first epoch is random.
-    A class that an epoch does not visit keeps its proxy.
+    class and its nearest remaining classes form a group, until too few classes remain. The first epoch is random, unless
+    asked for otherwise. A class that an epoch does not visit keeps its proxy.
 
     One object does it all. In sentence-transformers' trainer (``fine_tune(..., miner=...)`` does these steps)::
 
@@ -77,6 +77,8 @@ class GlobalProxyMiner(TrainerCallback):
             and forgetting; 0.
         visits: "all" visits a class until its rows are used up, so that an epoch covers the data; "once" visits every
             class once an epoch, as the paper does.
+        first_epoch: "random" (the paper's), or "mined": the trainer first encodes the training set with the model as it
+            is, which pays where the model knows something already. In a loop of your own, call `update` first instead.
         leftovers: "drop" gives full batches only (as re-implementations mostly do), "keep" a smaller last one too.
         seed: of everything that is random.
 
@@ -112,6 +114,7 @@ class GlobalProxyMiner(TrainerCallback):
         random_share: float = 0.0,
         visits: Literal["all", "once"] = "all",
         leftovers: Literal["drop", "keep"] = "drop",
+        first_epoch: Literal["random", "mined"] = "random",
         seed: int = 0,
     ) -> None:
         for name, number in (
@@ -127,10 +130,13 @@ class GlobalProxyMiner(TrainerCallback):
             raise InputError(f"proxy_weight={proxy_weight!r} must be 0 or above")
         check_choice("visits", visits, ("all", "once"))
         check_choice("leftovers", leftovers, ("drop", "keep"))
+        check_choice("first_epoch", first_epoch, ("random", "mined"))
         self.group_size, self.samples_per_class = group_size, samples_per_class
         self.proxy_dim, self.proxy_loss, self.proxy_weight = proxy_dim, proxy_loss, proxy_weight
         self.detach_proxy_input = detach_proxy_input
         self.random_share, self.visits, self.leftovers, self.seed = random_share, visits, leftovers, seed
+        self.first_epoch = first_epoch
+        self._wrapped: MinedLoss | None = None
         self.device = torch.device("cpu")
         self.epoch: int | None = None
         self._saved_to: Path | None = None
@@ -297,10 +303,11 @@ class GlobalProxyMiner(TrainerCallback):
         """
         size = options.pop("embedding_size", None)
         if model is None:
-            return MinedLoss(loss, self, size)
+            self._wrapped = MinedLoss(loss, self, size)
+            return self._wrapped
         width: Any = model.get_embedding_dimension  # of the SentenceTransformer
-        mined = MinedLoss(loss, self, size or width())
-        return MinedSentenceLoss(model, mined, **options)
+        self._wrapped = MinedLoss(loss, self, size or width())
+        return MinedSentenceLoss(model, self._wrapped, **options)
 
     def with_rows(self, dataset: Dataset) -> Dataset:
         """The data set with its row numbers as a column, which this miner's collator takes out of the batch again."""
@@ -342,11 +349,38 @@ class GlobalProxyMiner(TrainerCallback):
         """Class of each row (B,), numbered as `fit` found them, on the CPU."""
         return torch.from_numpy(self._fitted().classes)[rows.cpu()]
 
-    def on_train_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
-        """Go on from the checkpoint that training is resumed from."""
+    def on_train_begin(
+        self, args: Any, state: Any, control: Any, model: Any = None, train_dataloader: Any = None, **_: Any
+    ) -> None:
+        """Go on from the checkpoint that training is resumed from, or see the training set before the first epoch."""
         self.device, self._saved_to = args.device, None
         if state.global_step > 0:
             self.load(Path(args.output_dir) / f"checkpoint-{state.global_step}")
+        elif self.first_epoch == "mined" and hasattr(model, "encode"):
+            self._encode(model, train_dataloader.dataset, args.eval_batch_size)
+
+    def _encode(self, model: Any, dataset: Dataset, batch_size: int) -> None:
+        """Count what the model makes of the training set; each process encodes its share."""
+        was_training = model.training
+        own = range(dist.get_rank() if process_count() > 1 else 0, len(dataset), process_count())
+        part, classes = dataset.select(own), torch.from_numpy(self._fitted().classes[own.start :: own.step])
+        for texts in text_columns(part)[:2]:  # later columns are negatives, of no class
+            vectors = model.encode(part[texts], batch_size=batch_size, convert_to_tensor=True, show_progress_bar=False)
+            self.look_at(vectors, classes)
+        model.train(was_training)
+
+    @torch.no_grad()
+    def look_at(self, embeddings: Tensor, classes: Tensor) -> None:
+        """Count embeddings (B, D) of no training step, through the head of the wrapped loss if there is one.
+
+        Args:
+            embeddings: (B, D).
+            classes: their classes (B,), numbered as `fit` found them.
+        """
+        if self._wrapped is None or self._wrapped.head is None:
+            self.count(nn.functional.normalize(embeddings.float(), dim=1), classes)
+            return
+        self.count(self._wrapped.proxies(embeddings.clone().to(self._wrapped.head.weight.device)), classes)
 
     def on_epoch_begin(self, args: Any, state: Any, control: Any, **_: Any) -> None:
         """Plan the epoch: the last moment before its batches are asked for."""
@@ -405,7 +439,7 @@ class GlobalProxyMiner(TrainerCallback):
     def __getstate__(self) -> dict[str, Any]:
         # The trainer pickles its arguments, this factory among them, at every checkpoint; the data would go with it.
         kept = self.__dict__.copy()
-        for name in ("_rows", "_bank", "_plan"):
+        for name in ("_rows", "_bank", "_plan", "_wrapped"):
             kept[name] = None
         return {**kept, "epoch": None}
 

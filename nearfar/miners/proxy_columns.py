@@ -65,6 +65,11 @@ def take_rows(features: list[dict[str, Tensor]]) -> Tensor | None:
     return features[0].pop(ROW, None) if features else None
 
 
+def text_columns(dataset: Dataset) -> list[str]:
+    """Names of the text columns, in their order."""
+    return [name for name in dataset.column_names if name not in (*_LABELS, ROW)]
+
+
 def batch_classes(dataset: Dataset, label_columns: list[str] | None) -> tuple[NDArray[Any], bool] | None:
     """The class of every row, and whether rows are pairs; None for a data set without row numbers.
 

@@ -214,6 +214,7 @@ def test_a_loss_with_class_weights_gets_multi_similarity_for_its_head():
         ({"random_share": 1.5}, "random_share=1.5"),
         ({"visits": "twice"}, "visits='twice'"),
         ({"leftovers": "sell"}, "leftovers='sell'"),
+        ({"first_epoch": "lost"}, "first_epoch='lost'"),
         ({"proxy_weight": float("nan")}, "proxy_weight=nan"),
     ],
 )
@@ -301,6 +302,23 @@ def test_row_numbers_reach_the_miner_with_their_own_embeddings(tmp_path, with_la
     found = miner.proxies.numpy()
     order = np.argsort(np.unique([f"w{t} w{t + TERMS}" for t in range(TERMS)], return_index=True)[1])
     np.testing.assert_allclose(found if with_labels else found[order], means, atol=1e-5)
+
+
+@pytest.mark.parametrize("proxy_dim", [None, 4])
+def test_the_first_epoch_can_be_mined_too(tmp_path, proxy_dim):
+    model, data = tiny_model(), pair_data()
+    miner = GlobalProxyMiner(group_size=8, proxy_dim=proxy_dim, first_epoch="mined")
+    train(model, data, DecoupledSoftmaxLoss(), tmp_path, miner, learning_rate=0.0, num_train_epochs=1)
+    assert model.training
+    planned = miner.proxies
+    labels = np.array(data["label"])
+    at_random = GlobalProxyMiner(group_size=8, samples_per_class=1)
+    at_random.fit(labels, batch_size=16)
+    groups = [np.unique(labels[rows[i : i + 8]]) for rows in miner.plan for i in (0, 8)]
+    by_chance = [np.unique(labels[rows[i : i + 8]]) for rows in at_random.batches() for i in (0, 8)]
+    assert group_hardness(planned, groups) > group_hardness(planned, by_chance) + 0.05
+    miner.begin_epoch(1)  # at a rate of 0 the epoch has seen what the first look saw
+    torch.testing.assert_close(miner.proxies[: TERMS // 2], planned[: TERMS // 2], atol=0.3, rtol=0)
 
 
 def test_labelled_texts_come_several_of_a_class(tmp_path):

@@ -23,7 +23,8 @@ from nearfar.losses import WeightedSum
 from nearfar.losses.engine.precision import full_precision
 from nearfar.miners import GlobalProxyMiner
 from nearfar.retrieval.training.exact_runs import ExactRuns
-from nearfar.retrieval.training.tensor_data import NumberedBatches, as_is, check_embeddings, labels_of
+from nearfar.retrieval.training.processes import is_first_process
+from nearfar.retrieval.training.tensor_data import NumberedBatches, as_is, check_embeddings, embed, labels_of
 
 _BATCHES = "number of batches"  # no part is called so
 SamplerFactory = Callable[..., Any]
@@ -82,6 +83,24 @@ class RandomBatches(BatchSampler):
         return full + (rest > 1 and not self.drop_last)
 
 
+class FirstLook(TrainerCallback):
+    """Shows a miner whose first epoch is mined what the encoder makes of the training set, before it begins.
+
+    Args:
+        miner: the miner.
+        data: the training set.
+    """
+
+    def __init__(self, miner: GlobalProxyMiner, data: Dataset[Any]) -> None:
+        self.miner, self.data = miner, data
+
+    def on_train_begin(self, args: Any, state: Any, control: Any, model: Any = None, **_: Any) -> None:
+        """Embed the first process's model once; sums of several processes would be multiples of the same."""
+        if state.global_step == 0 and self.miner.first_epoch == "mined" and is_first_process():
+            rows = torch.arange(len(self.data))  # type: ignore[arg-type]
+            self.miner.look_at(embed(model.encoder, self.data), self.miner.classes_of(rows))
+
+
 class ModuleTrainer(ExactRuns):
     """``transformers.Trainer`` with nearfar's batches, an evaluator, and a rate of their own for a loss's parameters.
 
@@ -126,6 +145,7 @@ class ModuleTrainer(ExactRuns):
             # It tells training data, which it mines, by their row numbers.
             self._make_sampler = lambda table, **options: miner(miner.with_rows(table), **options)
             self._miner = miner  # whose state is part of every checkpoint
+            self.add_callback(FirstLook(miner, data))
             self.add_callback(miner)
 
     def get_train_dataloader(self) -> DataLoader[Any]:
