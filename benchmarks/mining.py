@@ -33,6 +33,7 @@ BASES = {
 MINERS = {
     "random": None,
     "proxies": {"proxy_dim": None},
+    "proxies from the start": {"proxy_dim": None, "first_epoch": "mined"},
     "proxies, head": {"proxy_dim": 128},
 }
 MODELS = {"wordllama": demo_model, "minilm": minilm_model}

@@ -42,8 +42,8 @@ class GlobalProxyMiner(TrainerCallback):
 
     Training computes embeddings anyway: a linear head maps them to short *proxy embeddings*, trained by the same kind
     of loss, and their mean over an epoch is the proxy of their class. An epoch is then planned as follows: a random
-    class and its nearest remaining classes form a group, until too few classes remain. The first epoch is random, unless
-    asked for otherwise. A class that an epoch does not visit keeps its proxy.
+    class and its nearest remaining classes form a group, until too few classes remain. The first epoch is random
+    unless asked for otherwise. A class that an epoch does not visit keeps its proxy.
 
     One object does it all. In sentence-transformers' trainer (``fine_tune(..., miner=...)`` does these steps)::
 
