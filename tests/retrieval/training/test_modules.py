@@ -19,64 +19,22 @@ from transformers import TrainerCallback
 from nearfar.errors import InputError, UnknownNameError
 from nearfar.losses import BiXSELoss, CircleLoss, CosFaceLoss, ThresholdConsistentMarginLoss, WeightedSum, get_loss
 from nearfar.miners import ClassBalancedBatchSampler, GlobalProxyMiner
-from nearfar.retrieval import ClassEvaluator, TensorData, embed, fine_tune
+from nearfar.retrieval import ClassEvaluator, TensorData, embed
 from nearfar.retrieval.training.module_trainer import RandomBatches
 from nearfar.retrieval.training.options import TrainingOptions
-from nearfar.retrieval.training.tensor_data import labels_of
+from tests.retrieval.training.module_runs import (
+    CLASSES,
+    DIM,
+    HELD_OUT,
+    SETTINGS,
+    TRAIN,
+    Pairs,
+    assert_same_state,
+    differ,
+    network,
+    run,
+)
 from tests.retrieval.training.runs import StopAfter, assert_equal_states, everything, in_processes
-
-CLASSES, DIM = 6, 8
-SETTINGS = {"batch_size": 12, "learning_rate": 1e-2, "show_progress": False, "epochs": 3}
-
-
-def points(seed=0, per_class=10):
-    """Classes around their centres, drowned in noise of the other half of the dimensions."""
-    generator = torch.Generator().manual_seed(seed)
-    labels = torch.arange(CLASSES).repeat(per_class)
-    centres = torch.randn(CLASSES, DIM // 2, generator=torch.Generator().manual_seed(9))
-    noise = torch.randn(len(labels), DIM, generator=generator)
-    signal = torch.cat([centres[labels], 3 * torch.ones(len(labels), DIM // 2)], 1)
-    return TensorData(signal + noise * torch.tensor([0.4] * (DIM // 2) + [3.0] * (DIM // 2)), labels)
-
-
-TRAIN, HELD_OUT = points(), points(seed=1)
-
-
-def network(dropout=0.2):
-    with torch.random.fork_rng():
-        torch.manual_seed(5)
-        return nn.Sequential(nn.Linear(DIM, 16), nn.BatchNorm1d(16), nn.Dropout(dropout), nn.Linear(16, 4))
-
-
-def run(folder, module=None, train=TRAIN, loss="circle", **options):
-    module = network() if module is None else module
-    return fine_tune(module, train, loss=loss, output_dir=folder, **{**SETTINGS, **options})
-
-
-def assert_same_state(one, other):
-    one, other = one.state_dict(), other.state_dict()
-    assert one.keys() == other.keys()
-    for name in one:
-        assert torch.equal(one[name], other[name]), name
-
-
-def differ(one, other):
-    return any(not torch.equal(p, q) for p, q in zip(one.parameters(), other.parameters(), strict=True))
-
-
-class Pairs(Dataset):
-    """As torchvision's data sets are: samples made one by one, a list of targets."""
-
-    def __init__(self, data):
-        self.data, self.targets, self.read = data, data.labels.tolist(), 0
-
-    def __len__(self):
-        return len(self.data)
-
-    def __getitem__(self, row):
-        self.read += 1
-        inputs, label = self.data[row]
-        return inputs.numpy(), int(label)
 
 
 def test_the_seed_decides_and_global_generators_are_left_alone(tmp_path):
@@ -350,26 +308,6 @@ def test_random_batches_cover_an_epoch_and_spare_a_lonely_sample():
     assert [len(batch) for batch in RandomBatches(26, 8, drop_last=True, seed=0)] == [8, 8, 8]
 
 
-def test_embed_keeps_modes_order_and_precision():
-    module = network()
-    module[1].eval()
-    found = embed(module, TRAIN, batch_size=7)
-    assert module.training
-    assert not module[1].training
-    with torch.no_grad():
-        expected = copy.deepcopy(module).eval()(TRAIN.inputs)
-    torch.testing.assert_close(found, expected)
-    assert embed(module.double(), TensorData(TRAIN.inputs.double(), TRAIN.labels)).dtype == torch.float64
-
-
-def test_labels_are_found_without_reading_samples():
-    data = Pairs(TRAIN)
-    assert torch.equal(labels_of(Subset(data, [3, 1])), TRAIN.labels[[3, 1]])
-    assert data.read == 0
-    del data.targets
-    assert torch.equal(labels_of(data), TRAIN.labels)
-
-
 def test_a_finished_folder_and_another_recipe_are_refused(tmp_path):
     run(tmp_path)
     with pytest.raises(InputError, match="holds a run already"):
@@ -406,19 +344,6 @@ def test_bad_input_is_refused_in_one_line(tmp_path, change, message):
     with pytest.raises(InputError, match=message) as error:
         run(tmp_path / "run", **change)
     assert "\n" not in str(error.value)
-
-
-@pytest.mark.parametrize(
-    ("inputs", "labels", "message"),
-    [
-        (torch.ones(3, 2), [0, 1], "labels has shape \\(2,\\) for 3 inputs"),
-        (torch.ones(2, 2), [0.0, 1.0], "labels are float32"),
-        (torch.ones(0, 2), [], "at least one sample"),
-    ],
-)
-def test_tensor_data_checks_what_it_is_given(inputs, labels, message):
-    with pytest.raises(InputError, match=message):
-        TensorData(inputs, labels)
 
 
 def test_an_unknown_loss_suggests_near_names(tmp_path):
