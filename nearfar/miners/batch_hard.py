@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from nearfar.losses.label_batch import LabelBatch
-from nearfar.miners.in_batch import InBatchMiner, IndexList, Indices, complete_rows, row_extreme
+from nearfar.miners.in_batch import InBatchMiner, IndexList, Indices, cosine_rows, row_extreme
 
 
 class BatchHardMiner(InBatchMiner):
@@ -36,7 +36,7 @@ class BatchHardMiner(InBatchMiner):
     def find(self, batch: LabelBatch) -> Indices:
         """A block of anchors at a time."""
         found = IndexList(3, batch.embeddings.device)
-        for first, tile in complete_rows(batch.cosine()):
+        for first, tile in cosine_rows(batch.cosine()):
             s = tile.similarity
             rows, columns = tile.target.positive_pairs()
             weakest, positives = row_extreme(s[rows, columns], rows, columns, len(s))

@@ -5,16 +5,13 @@ Negatives at all distances alike, where uniform sampling would draw nearly all o
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
 from nearfar.losses.checks import check_positive
 from nearfar.losses.draws import SeededDraws
-from nearfar.losses.engine import UnitEuclidean
 from nearfar.losses.label_batch import LabelBatch
-from nearfar.miners.in_batch import InBatchMiner, IndexList, Indices, complete_rows
+from nearfar.miners.in_batch import InBatchMiner, IndexList, Indices, distance_rows
 
 
 class DistanceWeightedMiner(InBatchMiner):
@@ -59,11 +56,10 @@ class DistanceWeightedMiner(InBatchMiner):
 
     def find(self, batch: LabelBatch) -> Indices:
         """A block of anchors at a time; the draws do not depend on how the rows are cut."""
-        comparison = replace(batch.cosine(), similarity=UnitEuclidean())
         dimension = batch.embeddings.shape[1]
         generator = self.draws.generator()
         found = IndexList(3, batch.embeddings.device)
-        for first, tile in complete_rows(comparison):
+        for first, tile in distance_rows(batch.cosine()):
             height = len(tile.similarity)
             rows, columns = tile.target.positive_pairs()
             same, _ = tile.target.non_negative_pairs()

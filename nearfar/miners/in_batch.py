@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -59,12 +60,28 @@ class InBatchMiner(nn.Module):
         raise NotImplementedError
 
 
-def complete_rows(comparison: Comparison) -> Iterator[tuple[int, Tile]]:
-    """Blocks of rows that span all columns, each with its first row. A tile may be overwritten."""
+def cosine_rows(comparison: Comparison) -> Iterator[tuple[int, Tile]]:
+    """Blocks of rows of cosines that span all columns, each with its first row.
+
+    All are made in one place: a tile may be overwritten, and is by the next. Fresh memory for each costs as much as
+    half the product.
+    """
     everything = slice(0, len(comparison.columns))
-    walk = comparison.similarity.walk(comparison.rows, comparison.columns, False, False)
+    space: Tensor | None = None
     for rows in comparison.row_blocks():
-        yield rows.start, Tile(walk.tile(rows, everything), comparison.target.tile(rows, everything), {}, {}, {})
+        points = comparison.rows[rows]
+        if space is None:
+            space = points.new_empty(len(points), len(comparison.columns))
+        cosine = torch.mm(points, comparison.columns.T, out=space[: len(points)])  # (rows, columns)
+        yield rows.start, Tile(cosine, comparison.target.tile(rows, everything), {}, {}, {})
+
+
+def distance_rows(comparison: Comparison) -> Iterator[tuple[int, Tile]]:
+    """The same of Euclidean distances of unit vectors, 0 where rounding decides, as ``UnitEuclidean`` gives them."""
+    for first, tile in cosine_rows(replace(comparison, rows=-2 * comparison.rows)):
+        square = tile.similarity.add_(2)
+        torch.threshold_(square, 8 * torch.finfo(square.dtype).eps, 0.0).sqrt_()
+        yield first, tile
 
 
 class IndexList:

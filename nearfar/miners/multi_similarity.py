@@ -8,7 +8,7 @@ from __future__ import annotations
 import torch
 
 from nearfar.losses.label_batch import LabelBatch
-from nearfar.miners.in_batch import InBatchMiner, IndexList, Indices, complete_rows, marked
+from nearfar.miners.in_batch import InBatchMiner, IndexList, Indices, cosine_rows, marked
 
 
 class MultiSimilarityMiner(InBatchMiner):
@@ -43,7 +43,7 @@ class MultiSimilarityMiner(InBatchMiner):
     def find(self, batch: LabelBatch) -> Indices:
         """Both kinds of pairs, a block of anchors at a time."""
         found = IndexList(4, batch.embeddings.device)
-        for first, tile in complete_rows(batch.cosine()):
+        for first, tile in cosine_rows(batch.cosine()):
             s = tile.similarity
             rows, columns = tile.target.positive_pairs()
             own = s[rows, columns]  # (P,)

@@ -6,17 +6,16 @@ The negative against the positive: nearer (hard), farther by less than a margin 
 from __future__ import annotations
 
 from collections.abc import Iterator
-from dataclasses import replace
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from nearfar.losses.checks import check_choice
-from nearfar.losses.engine import Tile, UnitEuclidean
+from nearfar.losses.engine import Tile
 from nearfar.losses.engine.targets import Pairs
 from nearfar.losses.label_batch import LabelBatch
-from nearfar.miners.in_batch import InBatchMiner, IndexList, Indices, complete_rows, marked, row_minimum
+from nearfar.miners.in_batch import InBatchMiner, IndexList, Indices, distance_rows, marked, row_minimum
 
 TripletType = Literal["all", "hard", "semihard", "easy"]
 
@@ -93,10 +92,9 @@ class TripletMarginMiner(InBatchMiner):
 
     def find(self, batch: LabelBatch) -> Indices:
         """A block of anchors at a time."""
-        comparison = replace(batch.cosine(), similarity=UnitEuclidean())
         found = IndexList(3, batch.embeddings.device)
         walk = _every_triplet if self.negatives == "all" else _hardest_triplets
-        for first, tile in complete_rows(comparison):
+        for first, tile in distance_rows(batch.cosine()):
             for anchors, positives, negatives in walk(tile, self._window):
                 found.add(anchors + first, positives, negatives)
         return found.joined()
