@@ -20,7 +20,6 @@ from nearfar.miners.in_batch import InBatchMiner, IndexList, Indices, distance_r
 TripletType = Literal["all", "hard", "semihard", "easy"]
 
 
-_WORK = 2**19  # gaps at a time: they stay in the cache from one pass to the next
 _NO_BOUND = 4.0  # distances of unit vectors lie in [0, 2], so no gap reaches it
 
 
@@ -94,8 +93,10 @@ class TripletMarginMiner(InBatchMiner):
         """A block of anchors at a time."""
         found = IndexList(3, batch.embeddings.device)
         walk = _every_triplet if self.negatives == "all" else _hardest_triplets
+        work: Tensor | None = None
         for first, tile in distance_rows(batch.cosine()):
-            for anchors, positives, negatives in walk(tile, self._window):
+            work = torch.empty_like(tile.similarity) if work is None else work
+            for anchors, positives, negatives in walk(tile, self._window, work):
                 found.add(anchors + first, positives, negatives)
         return found.joined()
 
@@ -113,11 +114,11 @@ def _distances(tile: Tile) -> tuple[Pairs, Tensor, Tensor]:
     return (rows, columns), own, near
 
 
-def _every_triplet(tile: Tile, window: _Window) -> Iterator[Indices]:
-    """All triplets of a block of anchors, as many pairs of anchor and positive at a time as the tile has rows."""
+def _every_triplet(tile: Tile, window: _Window, work: Tensor) -> Iterator[Indices]:
+    """All triplets of a block of anchors, as many pairs of anchor and positive at a time as ``work`` has rows."""
     (rows, columns), own, near = _distances(tile)
-    for part in torch.split(torch.arange(len(rows), device=rows.device), len(near)):
-        gap = near[rows[part]].sub_(own[part, None])  # (part, columns)
+    for part in torch.split(torch.arange(len(rows), device=rows.device), len(work)):
+        gap = torch.index_select(near, 0, rows[part], out=work[: len(part)]).sub_(own[part, None])  # (part, columns)
         wanted = gap <= window.high
         if window.low > -_NO_BOUND:
             wanted &= gap > window.low
@@ -125,7 +126,7 @@ def _every_triplet(tile: Tile, window: _Window) -> Iterator[Indices]:
         yield rows[part[pair]], columns[part[pair]], negative
 
 
-def _hardest_triplets(tile: Tile, window: _Window) -> Iterator[Indices]:
+def _hardest_triplets(tile: Tile, window: _Window, work: Tensor) -> Iterator[Indices]:
     """For each pair of anchor and positive the triplet with the nearest negative."""
     (rows, columns), own, near = _distances(tile)
     if window.low <= -_NO_BOUND:  # the anchor's nearest negative, whatever the positive
@@ -135,13 +136,10 @@ def _hardest_triplets(tile: Tile, window: _Window) -> Iterator[Indices]:
         return
     number = torch.bincount(rows, minlength=len(near))  # (rows,)
     start = number.cumsum(0) - number
-    work = near.new_empty(min(len(near), max(1, _WORK // near.shape[1])), near.shape[1])
-    for block in torch.split(torch.arange(len(near), device=near.device), len(work)):
-        for rank in range(int(number[block].max())):
-            some = block[number[block] > rank]
-            pair, everyone = start[some] + rank, len(some) == len(block)
-            farther = near[block[0] : block[-1] + 1] if everyone else near[some]
-            gap = torch.sub(farther, own[pair, None], out=work[: len(some)])
-            nearest, negative = row_minimum(torch.threshold_(gap, window.low, torch.inf))
-            kept = nearest <= window.high
-            yield some[kept], columns[pair[kept]], negative[kept]
+    for rank in range(int(number.max())):
+        some = (number > rank).nonzero().squeeze(1)
+        pair, everyone = start[some] + rank, len(some) == len(near)
+        gap = torch.sub(near if everyone else near[some], own[pair, None], out=work[: len(some)])
+        nearest, negative = row_minimum(torch.threshold_(gap, window.low, torch.inf))
+        kept = nearest <= window.high
+        yield some[kept], columns[pair[kept]], negative[kept]
