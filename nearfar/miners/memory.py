@@ -78,6 +78,10 @@ class EmbeddingMemory(nn.Module):
     embeddings: Tensor
     labels: Tensor
     steps: Tensor
+    #: Whoever keeps the buffers of processes alike can pass these over: all remember the batches of all.
+    shares_batch = True
+    #: Labels that are made up for one batch would match samples of others.
+    needs_lasting_labels = True
 
     def __init__(self, loss: nn.Module, size: int, *, warm_up: int = 0, miner: nn.Module | None = None) -> None:
         super().__init__()

@@ -324,3 +324,14 @@ def test_bad_input_is_named():
         EmbeddingMemory(CircleLoss(), 8, miner=BatchHardMiner())(x, labels, BatchHardMiner()(x, labels))
     with pytest.raises(InputError, match="labels has shape"):
         memory(x, labels[:2])
+
+
+def test_labels_made_up_for_one_batch_are_refused():
+    from nearfar.losses import ForSentenceTransformer
+
+    memory = EmbeddingMemory(CircleLoss(), size=8)
+    host = ForSentenceTransformer(torch.nn.Identity(), memory)
+    columns = [torch.eye(2), torch.eye(2)]
+    with pytest.raises(InputError, match="compares a batch with earlier ones"):
+        host.compute_loss_from_embeddings(columns)
+    assert host.compute_loss_from_embeddings(columns, torch.tensor([3, 4])).isfinite()

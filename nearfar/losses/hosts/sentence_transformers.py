@@ -162,6 +162,8 @@ def _from_labels(loss: nn.Module, embeddings: list[Tensor], labels: Tensor | Non
             raise InputError(
                 f"{name} has {len(embeddings)} text column(s) and no label: add an integer 'label' column{or_pairs}"
             )
+        if getattr(loss, "needs_lasting_labels", False):
+            raise InputError(f"{name} compares a batch with earlier ones: add an integer 'label' column to the data")
         labels = _new_classes(loss, batch, torch.tensor([-1], device=embeddings[0].device))
     columns = [labels, labels][: len(embeddings)]
     negatives = len(embeddings) - len(columns)

@@ -67,13 +67,11 @@ def load_own_state(
     Raises:
         InputError: when they are those of another loss.
     """
-    expected = own_state(loss, model)
-    if expected.keys() != state.keys() or any(expected[name].shape != value.shape for name, value in state.items()):
-        differing = sorted(
-            name
-            for name in {*expected, *state}
-            if name not in expected or name not in state or expected[name].shape != state[name].shape
-        )
+    # Buffers may have grown since, such as a memory of embeddings.
+    parameters = own_parameters(loss, model)
+    differing = sorted(own_state(loss, model).keys() ^ state.keys())
+    differing += [name for name, value in state.items() if name in parameters and parameters[name].shape != value.shape]
+    if differing:
         raise InputError(
             f"{source} holds the parameters of another loss ({', '.join(differing[:5])} differ); "
             "train with the loss it was saved with"

@@ -8,6 +8,8 @@ import shutil
 import pytest
 
 from nearfar.errors import InputError
+from nearfar.losses import CircleLoss
+from nearfar.miners import EmbeddingMemory
 from nearfar.retrieval import TrainingOptions, fine_tune
 from nearfar.retrieval.training.evaluator import RetrievalEvaluator
 from tests.retrieval.training.runs import (
@@ -35,6 +37,20 @@ def test_at_any_step(tmp_path, kind):
     broken_at(step, tmp_path / "broken", kind, save_every=1)
     train(tmp_path / "broken", kind, save_every=1, resume=True)
     assert_equal_states(everything(tmp_path / "straight"), everything(tmp_path / "broken"))
+
+
+def test_a_memory_that_has_grown(tmp_path):
+    """Its buffers are empty in a fresh loss and full in the checkpoint."""
+
+    def memory():
+        return EmbeddingMemory(CircleLoss(), size=24)
+
+    train(tmp_path / "straight", "pairs", loss=memory(), save_every=1)
+    broken_at(6, tmp_path / "broken", "pairs", loss=memory(), save_every=1)
+    train(tmp_path / "broken", "pairs", loss=memory(), save_every=1, resume=True)
+    straight = everything(tmp_path / "straight")
+    assert any("loss.embeddings" in value for value in straight.values() if isinstance(value, dict))
+    assert_equal_states(straight, everything(tmp_path / "broken"))
 
 
 @pytest.mark.parametrize("step", [4, 5])
