@@ -221,6 +221,19 @@ def table(results):
     return "\n".join(lines)
 
 
+def tried(results):
+    """What was seen on the development classes."""
+    lines = ["| task | loss | setting | R@1 | corrected OPIS |", "|---|---|---|---|---|"]
+    for found in results:
+        rows = [(f"base, rate {rate}", seen) for rate, seen in found["dev"]["rates"].items()]
+        rows += [(f"TCM (weight, margins) {setting}", seen) for setting, seen in found["dev"]["settings"].items()]
+        lines += [
+            f"| {found['task']} | {found['loss']} | {name} | {seen['R@1']:.4f} | {seen['corrected']:.4f} |"
+            for name, seen in rows
+        ]
+    return "\n".join(lines)
+
+
 def page(content):
     text = [
         "# What the threshold-consistent margin does to OPIS",
@@ -235,6 +248,8 @@ def page(content):
             f"{found['task']}: {found['classes']} classes of {found['samples_per_class']:.0f} samples on average, "
             f"seeds {task['seeds']}, {task['cpu_minutes']:.0f} minutes of processor time.",
             table(task["results"]),
+            "On the development classes, at the chosen rate:",
+            tried(task["results"]),
             task["data"],
         ]
     return "\n\n".join(text) + "\n"
