@@ -9,10 +9,10 @@ import inspect
 import re
 from pathlib import Path
 
-from nearfar.losses import LossEntry, Metrix, list_losses
+from nearfar.losses import HardNegativeMixing, LossEntry, Metrix, list_losses
 
 PAGE = Path(__file__).with_name("losses.md")
-OPTIONS = (Metrix,)
+OPTIONS = (Metrix, HardNegativeMixing)
 _SECTION = re.compile(r"^(Args|Shape|Raises|Example|Source|Attributes|Note|Uncertain):\s*(.*)$")
 _CAPABILITIES = {
     "streams": "streams",
@@ -23,6 +23,7 @@ _CAPABILITIES = {
     "needs_norms": "reads the length of embeddings",
     "gathers": "gathers across devices",
     "mixing": "mixed examples",
+    "synthesis": "synthetic negatives",
 }
 
 

@@ -11,6 +11,7 @@ from nearfar.losses.contrastive import ContrastiveLoss
 from nearfar.losses.cosface import CosFaceLoss
 from nearfar.losses.decoupled_softmax import DecoupledSoftmaxLoss
 from nearfar.losses.elasticface import ElasticFaceLoss
+from nearfar.losses.hard_negative_mixing import HardNegativeMixing
 from nearfar.losses.hosts.pytorch_metric_learning import as_pml
 from nearfar.losses.hosts.sentence_transformers import ForSentenceTransformer
 from nearfar.losses.icnn import ICNNLoss
@@ -44,6 +45,7 @@ __all__ = [
     "DecoupledSoftmaxLoss",
     "ElasticFaceLoss",
     "ForSentenceTransformer",
+    "HardNegativeMixing",
     "ICNNLoss",
     "InfoNCELoss",
     "LabelLoss",

@@ -73,7 +73,7 @@ class CircleLoss(RowLocalLabelLoss):
     """
 
     paper = "https://arxiv.org/abs/2002.10857"
-    capabilities = Capabilities(inputs="labels", mixing=True)
+    capabilities = Capabilities(inputs="labels", mixing=True, synthesis=True)
     citation = """@inproceedings{sun2020circle,
     title = {Circle Loss: A Unified Perspective of Pair Similarity Optimization},
     author = {Sun, Yifan and Cheng, Changmao and Zhang, Yuhan and Zhang, Chi and Zheng, Liang and
@@ -107,6 +107,8 @@ class CircleLoss(RowLocalLabelLoss):
         """Mean over the anchors that count, a value per anchor, or one decision of all pairs."""
         if self.grouping == "anchor":
             return super().compute(batch)
+        if batch.synthesis is not None:
+            raise InputError('grouping="all_pairs" has no anchors to mix for: use grouping="anchor" with synthesis')
         if batch.is_self and batch.pairs is not None:
             a1, p, a2, n = batch.pairs
             unordered = (torch.minimum(a1, p), torch.maximum(a1, p), torch.minimum(a2, n), torch.maximum(a2, n))

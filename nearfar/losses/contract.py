@@ -18,6 +18,8 @@ from nearfar.losses.document_batch import compare_documents
 from nearfar.losses.engine import Comparison, RowValues, Tile, row_local, row_values
 from nearfar.losses.engine.distributed import process_count, sum_over_processes
 from nearfar.losses.engine.precision import full_precision
+from nearfar.losses.engine.row_local import RowFunction, RowGradientFunction
+from nearfar.losses.hard_negative_mixing import SYNTHETIC, HardNegativeMixing, widened, widened_gradient
 from nearfar.losses.label_batch import LabelBatch, check_label_batch
 from nearfar.losses.metrix import GradedPairs, Metrix
 
@@ -39,6 +41,7 @@ class Capabilities:
         gathers: ``gather_across_devices=True`` gives the gradient of the batch of all processes.
         needs_norms: reads the length of the embeddings, which therefore must come from before any normalisation.
         mixing: ``mixing``, which needs a loss that reads graded pairs.
+        synthesis: ``synthesis``, which needs a value per anchor from its similarities to others.
     """
 
     inputs: Literal["labels", "documents"]
@@ -50,6 +53,7 @@ class Capabilities:
     gathers: bool = True
     needs_norms: bool = False
     mixing: bool = False
+    synthesis: bool = False
 
 
 class Loss(nn.Module):
@@ -126,6 +130,7 @@ class LabelLoss(Loss):
         ref_labels: Tensor | None = None,
         *,
         mixing: Metrix | None = None,
+        synthesis: HardNegativeMixing | None = None,
     ) -> Tensor:
         """The loss.
 
@@ -138,6 +143,7 @@ class LabelLoss(Loss):
             ref_labels: their labels. As in pytorch-metric-learning a sample's pair with itself is left out only when
                 ``ref_emb`` is None or the very object ``embeddings``.
             mixing: adds the weighted loss of mixed examples, which are made of the pairs that count; see ``Metrix``.
+            synthesis: gives each anchor further negatives, mixed of its hardest; see ``HardNegativeMixing``.
 
         Returns:
             A scalar; (B,) with ``reduction="none"``. Zero, connected to the graph, where nothing can be learned.
@@ -145,19 +151,20 @@ class LabelLoss(Loss):
         Raises:
             InputError: for shapes that do not fit, or an argument this loss cannot honour.
         """
-        self._refuse_unsupported(labels, indices_tuple, ref_emb, mixing)
+        self._refuse_unsupported(labels, indices_tuple, ref_emb, mixing, synthesis)
         batch = check_label_batch(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         if not self.shares_batch:
-            return self._with_mixtures(batch, mixing)
+            return self.compute_with(batch, mixing, synthesis)
         batch = batch.shared()
         if self.splits_rows:
-            return self._with_mixtures(batch, mixing)
-        found = self._with_mixtures(batch.whole(), mixing)
+            return self.compute_with(batch, mixing, synthesis)
+        found = self.compute_with(batch.whole(), mixing, synthesis)
         assert batch.rows is not None
         return found[batch.rows.own] if self.reduction == "none" else found
 
-    def _with_mixtures(self, batch: LabelBatch, mixing: Metrix | None) -> Tensor:
-        value = self.compute(batch)
+    def compute_with(self, batch: LabelBatch, mixing: Metrix | None, synthesis: HardNegativeMixing | None) -> Tensor:
+        """``compute`` with the options of a call."""
+        value = self.compute(batch if synthesis is None else replace(batch, synthesis=synthesis))
         if mixing is None:
             return value
         pairs = mixing(self.compare_for_mixing(batch), self.path)
@@ -182,12 +189,17 @@ class LabelLoss(Loss):
         indices_tuple: Sequence[Tensor] | None,
         ref_emb: Tensor | None,
         mixing: Metrix | None,
+        synthesis: HardNegativeMixing | None,
     ) -> None:
         able, name = self.capabilities, type(self).__name__
         if mixing is not None and not able.mixing:
             raise InputError(
                 f"{name} cannot honour mixing: it is no function of one sum over positives and one over negatives; "
                 "call it without"
+            )
+        if synthesis is not None and not able.synthesis:
+            raise InputError(
+                f"{name} cannot honour synthesis: it has no value per anchor from cosines alone; call it without"
             )
         if indices_tuple is not None and not able.mined_pairs:
             raise InputError(f"{name} cannot honour indices_tuple: it needs whole classes; call it without")
@@ -215,8 +227,12 @@ class RowLocalLabelLoss(LabelLoss):
 
     def compute(self, batch: LabelBatch) -> Tensor:
         """Mean over the anchors that count, or a value per anchor."""
+        return reduce_rows(self, self.compare_all(batch), self.rows, self.rows_with_gradient)
+
+    def compare_all(self, batch: LabelBatch) -> Comparison:
+        """``compare`` over all processes that share the batch, with synthetic negatives where the call wants them."""
         comparison = replace(self.compare(batch), shard=batch.rows)
-        return reduce_rows(self, comparison, self.rows, self.rows_with_gradient)
+        return comparison if batch.synthesis is None else batch.synthesis(comparison, self.path)
 
     def of_graded(self, pairs: GradedPairs) -> Tensor:
         """Mean over the anchors that count, or a value per anchor."""
@@ -325,11 +341,16 @@ class QueryDocumentLoss(Loss):
         return negative & ~suspect
 
 
-def reduce_rows(loss: Loss, comparison: Comparison, rows: object, rows_with_gradient: object) -> Tensor:
+def reduce_rows(
+    loss: Loss, comparison: Comparison, rows: RowFunction, rows_with_gradient: RowGradientFunction | None
+) -> Tensor:
     """Run a row-local loss and reduce it as the loss says."""
-    if loss.reduction == "none":
-        values, _ = row_values(comparison, rows, loss.path)  # type: ignore[arg-type]
-        return values
     names = loss.closed_form_names
-    total, count = row_local(comparison, rows, rows_with_gradient, loss.path, names)  # type: ignore[arg-type]
+    if SYNTHETIC in comparison.row_data:
+        rows, names = widened(rows), (*names, SYNTHETIC)
+        rows_with_gradient = None if rows_with_gradient is None else widened_gradient(rows_with_gradient)
+    if loss.reduction == "none":
+        values, _ = row_values(comparison, rows, loss.path)
+        return values
+    total, count = row_local(comparison, rows, rows_with_gradient, loss.path, names)
     return total / count.clamp(min=1)

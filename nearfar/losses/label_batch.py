@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
@@ -12,6 +13,9 @@ from nearfar.errors import InputError
 from nearfar.losses.checks import check_matrix, check_same_width, readable
 from nearfar.losses.engine import Comparison, LabelTarget, MultiHotTarget, PairTarget, Target, unit
 from nearfar.losses.engine.distributed import Shard, shards
+
+if TYPE_CHECKING:
+    from nearfar.losses.hard_negative_mixing import HardNegativeMixing
 
 
 @dataclass(frozen=True)
@@ -27,6 +31,7 @@ class LabelBatch:
         pairs: mined pairs (anchors, positives, anchors, negatives), or None.
         rows: when several processes share the batch, who has which embeddings; everything above is this process's.
         columns: the same for the references.
+        synthesis: makes further negatives, where the call wants them.
     """
 
     embeddings: Tensor
@@ -37,6 +42,7 @@ class LabelBatch:
     pairs: tuple[Tensor, Tensor, Tensor, Tensor] | None
     rows: Shard | None = None
     columns: Shard | None = None
+    synthesis: HardNegativeMixing | None = None
 
     def target(self) -> Target:
         """What is positive, in the references of all processes."""

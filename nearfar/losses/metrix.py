@@ -5,8 +5,6 @@ Mixup for pair losses: an anchor also meets mixtures of two examples, positive i
 
 from __future__ import annotations
 
-import math
-from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 import numpy as np
@@ -17,9 +15,9 @@ from nearfar.errors import InputError
 from nearfar.losses.checks import check_choice, check_positive
 from nearfar.losses.draws import SeededDraws
 from nearfar.losses.engine import Comparison, TargetTile
-from nearfar.losses.engine.active_pairs import dot_products
 from nearfar.losses.engine.precision import full_precision
 from nearfar.losses.engine.targets import Pairs
+from nearfar.losses.mixtures import Mixtures, mixture_similarity
 
 Kind = Literal["positive-negative", "anchor-negative"]
 _KINDS: tuple[Kind, ...] = ("positive-negative", "anchor-negative")
@@ -110,10 +108,13 @@ class Metrix(nn.Module):
         self.examples, self.seed = examples, seed
         self.draws = SeededDraws(seed)
 
+    def settings(self) -> dict[str, object]:
+        """The constructor's options and their values."""
+        return {name: getattr(self, name) for name in ("alpha", "weight", "pairs", "examples", "seed")}
+
     def extra_repr(self) -> str:
         """The options, as ``print`` shows them."""
-        names = ("alpha", "weight", "pairs", "examples", "seed")
-        return ", ".join(f"{name}={getattr(self, name)!r}" for name in names)
+        return ", ".join(f"{name}={value!r}" for name, value in self.settings().items())
 
     def forward(self, comparison: Comparison, path: Literal["streamed", "dense"] = "streamed") -> GradedPairs:
         """Mixtures for every anchor, and their similarities.
@@ -127,7 +128,7 @@ class Metrix(nn.Module):
         ratio, kind, spots = self._draw(comparison)
         chosen = _choose(comparison, kind, self.examples, spots)
         with full_precision(comparison.rows.device):
-            similarity = _similarity(comparison.in_full_precision(), chosen, ratio, path)  # (P,)
+            similarity = mixture_similarity(comparison.in_full_precision(), chosen, ratio, path)  # (P,)
         grades = torch.full_like(similarity, ratio, requires_grad=False)
         return GradedPairs(chosen.anchors, similarity, grades, len(comparison.rows))
 
@@ -144,16 +145,7 @@ class Metrix(nn.Module):
         return ratio, kind, torch.from_numpy(own).to(comparison.rows.device)
 
 
-@dataclass(frozen=True)
-class _Mixtures:
-    """Which examples are mixed: (P,) each. ``positives`` is None where the anchor itself takes their place."""
-
-    anchors: Tensor
-    positives: Tensor | None
-    negatives: Tensor
-
-
-def _choose(comparison: Comparison, kind: Kind, examples: int | None, spots: Tensor | None) -> _Mixtures:
+def _choose(comparison: Comparison, kind: Kind, examples: int | None, spots: Tensor | None) -> Mixtures:
     everything = slice(0, len(comparison.columns))
     nothing = torch.zeros(0, dtype=torch.int64, device=comparison.rows.device)
     anchors, positives, negatives = [nothing], [nothing], [nothing]
@@ -165,7 +157,7 @@ def _choose(comparison: Comparison, kind: Kind, examples: int | None, spots: Ten
         positives.append(positive)
         negatives.append(negative)
     mixed_in = torch.cat(positives) if kind == "positive-negative" else None
-    return _Mixtures(torch.cat(anchors), mixed_in, torch.cat(negatives))
+    return Mixtures(torch.cat(anchors), mixed_in, torch.cat(negatives))
 
 
 def _choose_in(
@@ -199,27 +191,3 @@ def _nth_negative(excluded: Pairs, row: Tensor, rank: Tensor, rows: int, columns
     before = excluded[0] * (columns + 1) + excluded[1] - place
     skipped = torch.searchsorted(before, row * (columns + 1) + rank, right=True) - start[row]
     return rank + skipped
-
-
-def _similarity(comparison: Comparison, chosen: _Mixtures, ratio: float, path: Literal["streamed", "dense"]) -> Tensor:
-    """Cosine of each anchor and its mixture, (P,)."""
-    rows, columns = comparison.rows, comparison.columns
-    product = dot_products if path == "streamed" else _gathered_products
-    near = product(rows, columns, (chosen.anchors, chosen.negatives))  # (P,)
-    row_square, column_square = (side.detach().square().sum(1) for side in (rows, columns))  # 1, or 0 for a zero vector
-    if chosen.positives is None:
-        own, between, square = row_square[chosen.anchors], near, row_square[chosen.anchors]
-    else:
-        own = product(rows, columns, (chosen.anchors, chosen.positives))  # (P,)
-        between = product(columns, columns, (chosen.positives, chosen.negatives))  # (P,)
-        square = column_square[chosen.positives]
-    rest = 1 - ratio
-    # |v|^2 of v = ratio * x + rest * x'.
-    length = ratio**2 * square + rest**2 * column_square[chosen.negatives] + 2 * ratio * rest * between
-    opposite = length <= 8 * torch.finfo(length.dtype).eps  # such a mixture has no direction
-    length = length.masked_fill(opposite, math.inf).sqrt()
-    return (ratio * own + rest * near) / length
-
-
-def _gathered_products(rows: Tensor, columns: Tensor, pairs: Pairs) -> Tensor:
-    return (rows[pairs[0]] * columns[pairs[1]]).sum(1)

@@ -61,7 +61,7 @@ class MultiSimilarityLoss(RowLocalLabelLoss):
     """
 
     paper = "https://arxiv.org/abs/1904.06627"
-    capabilities = Capabilities(inputs="labels", mixing=True)
+    capabilities = Capabilities(inputs="labels", mixing=True, synthesis=True)
     citation = """@inproceedings{wang2019multi,
     title = {Multi-Similarity Loss with General Pair Weighting for Deep Metric Learning},
     author = {Wang, Xun and Han, Xintong and Huang, Weilin and Dong, Dengke and Scott, Matthew R.},

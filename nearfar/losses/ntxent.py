@@ -54,7 +54,7 @@ class NTXentLoss(RowLocalLabelLoss):
     """
 
     paper = "https://arxiv.org/abs/2002.05709"
-    capabilities = Capabilities(inputs="labels", unreduced=False)
+    capabilities = Capabilities(inputs="labels", unreduced=False, synthesis=True)
     citation = """@inproceedings{chen2020simple,
     title = {A Simple Framework for Contrastive Learning of Visual Representations},
     author = {Chen, Ting and Kornblith, Simon and Norouzi, Mohammad and Hinton, Geoffrey},

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from nearfar.losses.checks import check_positive
-from nearfar.losses.contract import Path, Reduction, RowLocalLabelLoss, reduce_rows
+from nearfar.losses.contract import Capabilities, Path, Reduction, RowLocalLabelLoss, reduce_rows
 from nearfar.losses.engine import Comparison, RowGradient, RowValues, Tile, masked_logsumexp, segment_sum
 from nearfar.losses.engine.distributed import max_over_processes
 from nearfar.losses.label_batch import LabelBatch
@@ -51,6 +51,7 @@ class SupConLoss(RowLocalLabelLoss):
     """
 
     paper = "https://arxiv.org/abs/2004.11362"
+    capabilities = Capabilities(inputs="labels", synthesis=True)
     citation = """@inproceedings{khosla2020supervised,
     title = {Supervised Contrastive Learning},
     author = {Khosla, Prannay and Teterwak, Piotr and Wang, Chen and Sarna, Aaron and Tian, Yonglong and
@@ -76,7 +77,7 @@ class SupConLoss(RowLocalLabelLoss):
 
     def compute(self, batch: LabelBatch) -> Tensor:
         """Mean over the anchors that count, or a value per anchor; 0 where nothing is negative."""
-        comparison = replace(self.compare(batch), shard=batch.rows)
+        comparison = self.compare_all(batch)
         values = reduce_rows(self, comparison, self.rows, self.rows_with_gradient)
         return values * _any_negative(comparison, self.path)
 

@@ -19,6 +19,7 @@ from nearfar.losses.contract import Capabilities, Path, Reduction, RowLocalLabel
 from nearfar.losses.draws import SeededDraws
 from nearfar.losses.engine import Comparison, RowGradient, RowValues, Tile, UnitEuclidean, row_local, softplus
 from nearfar.losses.engine.targets import Pairs
+from nearfar.losses.hard_negative_mixing import HardNegativeMixing
 from nearfar.losses.label_batch import LabelBatch, check_label_batch, normalise
 from nearfar.losses.metrix import Metrix
 
@@ -117,10 +118,14 @@ class TripletMarginLoss(RowLocalLabelLoss):
         ref_labels: Tensor | None = None,
         *,
         mixing: Metrix | None = None,
+        synthesis: HardNegativeMixing | None = None,
     ) -> Tensor:
         """The loss; see ``LabelLoss.forward`` and, for ``indices_tuple``, the class."""
-        if mixing is not None or indices_tuple is None or len(indices_tuple) != 3 or self.mining == "hard":
-            return super().forward(embeddings, labels, indices_tuple, ref_emb, ref_labels, mixing=mixing)
+        asked = mixing is not None or synthesis is not None
+        if asked or indices_tuple is None or len(indices_tuple) != 3 or self.mining == "hard":
+            return super().forward(
+                embeddings, labels, indices_tuple, ref_emb, ref_labels, mixing=mixing, synthesis=synthesis
+            )
         batch = check_label_batch(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         assert batch.pairs is not None
         anchors, positives, _, negatives = batch.pairs

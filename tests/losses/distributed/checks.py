@@ -14,6 +14,7 @@ from nearfar.losses import (
     CircleLoss,
     ElasticFaceLoss,
     ForSentenceTransformer,
+    HardNegativeMixing,
     InfoNCELoss,
     Metrix,
     MultiSimilarityLoss,
@@ -132,6 +133,25 @@ def mixed_examples(world: int) -> float:
         _error(lambda g, case=case: _Mixed(case.build(gather_across_devices=g)), scenario, world, 4)
         for case in cases
         for scenario in ([plain, references, mined_pairs] if case.capabilities.mined_pairs else [plain])
+    )
+
+
+class _Synthesising(nn.Module):
+    def __init__(self, loss: nn.Module) -> None:
+        super().__init__()
+        self.loss, self.synthesis = loss, HardNegativeMixing(hardest=4, mixtures=3, query_mixtures=2, seed=2)
+
+    def forward(self, *inputs: Tensor | None) -> Tensor:
+        return self.loss(*inputs, synthesis=self.synthesis)
+
+
+def synthetic_negatives(world: int) -> float:
+    """Every loss that takes them."""
+    cases = [case for case in CASES if case.capabilities.synthesis]
+    return max(
+        _error(lambda g, case=case: _Synthesising(case.build(gather_across_devices=g)), scenario, world, 2)
+        for case in cases
+        for scenario in (plain, references, mined_pairs)
     )
 
 
@@ -277,6 +297,7 @@ CHECKS = (
     automatic_bias,
     sums_of_losses,
     mixed_examples,
+    synthetic_negatives,
     half_precision,
     second_derivatives,
     unlike_arguments_are_refused,
