@@ -9,10 +9,10 @@ import inspect
 import re
 from pathlib import Path
 
-from nearfar.losses import HardNegativeMixing, LossEntry, Metrix, list_losses
+from nearfar.losses import HardNegativeMixing, LossEntry, Metrix, WithOptions, list_losses
 
 PAGE = Path(__file__).with_name("losses.md")
-OPTIONS = (Metrix, HardNegativeMixing)
+OPTIONS = (Metrix, HardNegativeMixing, WithOptions)
 _SECTION = re.compile(r"^(Args|Shape|Raises|Example|Source|Attributes|Note|Uncertain):\s*(.*)$")
 _CAPABILITIES = {
     "streams": "streams",

@@ -32,6 +32,7 @@ from nearfar.losses.sub_center_arcface import SubCenterArcFaceLoss
 from nearfar.losses.supcon import SupConLoss
 from nearfar.losses.threshold_consistent_margin import ThresholdConsistentMarginLoss
 from nearfar.losses.triplet_margin import TripletMarginLoss
+from nearfar.losses.with_options import WithOptions
 
 __all__ = [
     "AdaFaceLoss",
@@ -68,6 +69,7 @@ __all__ = [
     "ThresholdConsistentMarginLoss",
     "TripletMarginLoss",
     "WeightedSum",
+    "WithOptions",
     "as_pml",
     "get_loss",
     "list_losses",

@@ -41,7 +41,7 @@ class Capabilities:
         gathers: ``gather_across_devices=True`` gives the gradient of the batch of all processes.
         needs_norms: reads the length of the embeddings, which therefore must come from before any normalisation.
         mixing: ``mixing``, which needs a loss that reads graded pairs.
-        synthesis: ``synthesis``, which needs a value per anchor from its similarities to others.
+        synthesis: ``synthesis``, which needs a loss that takes negatives of one anchor alone.
     """
 
     inputs: Literal["labels", "documents"]
@@ -151,7 +151,7 @@ class LabelLoss(Loss):
         Raises:
             InputError: for shapes that do not fit, or an argument this loss cannot honour.
         """
-        self._refuse_unsupported(labels, indices_tuple, ref_emb, mixing, synthesis)
+        self.refuse_unsupported(labels, indices_tuple, ref_emb, mixing, synthesis)
         batch = check_label_batch(embeddings, labels, indices_tuple, ref_emb, ref_labels)
         if not self.shares_batch:
             return self.compute_with(batch, mixing, synthesis)
@@ -183,14 +183,15 @@ class LabelLoss(Loss):
         """The loss of mixed pairs, reduced as that of the others."""
         raise NotImplementedError
 
-    def _refuse_unsupported(
+    def refuse_unsupported(
         self,
-        labels: Tensor | None,
-        indices_tuple: Sequence[Tensor] | None,
-        ref_emb: Tensor | None,
-        mixing: Metrix | None,
-        synthesis: HardNegativeMixing | None,
+        labels: Tensor | None = None,
+        indices_tuple: Sequence[Tensor] | None = None,
+        ref_emb: Tensor | None = None,
+        mixing: Metrix | None = None,
+        synthesis: HardNegativeMixing | None = None,
     ) -> None:
+        """Raise for an argument that this loss cannot honour."""
         able, name = self.capabilities, type(self).__name__
         if mixing is not None and not able.mixing:
             raise InputError(
@@ -199,7 +200,7 @@ class LabelLoss(Loss):
             )
         if synthesis is not None and not able.synthesis:
             raise InputError(
-                f"{name} cannot honour synthesis: it has no value per anchor from cosines alone; call it without"
+                f"{name} cannot honour synthesis: it takes no negatives of one anchor alone; call it without"
             )
         if indices_tuple is not None and not able.mined_pairs:
             raise InputError(f"{name} cannot honour indices_tuple: it needs whole classes; call it without")

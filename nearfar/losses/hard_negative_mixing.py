@@ -65,6 +65,15 @@ class HardNegativeMixing(nn.Module):
     the caller.
     """
 
+    paper = "https://arxiv.org/abs/2010.01028"
+    citation = """@inproceedings{kalantidis2020hard,
+    title = {Hard Negative Mixing for Contrastive Learning},
+    author = {Kalantidis, Yannis and Sariyildiz, Mert Bulent and Pion, Noe and Weinzaepfel, Philippe and
+        Larlus, Diane},
+    booktitle = {NeurIPS},
+    year = {2020}
+}"""
+
     def __init__(self, hardest: int = 16, mixtures: int = 8, query_mixtures: int = 0, *, seed: int = 0) -> None:
         super().__init__()
         if mixtures < 0 or query_mixtures < 0 or mixtures + query_mixtures == 0:

@@ -90,6 +90,15 @@ class Metrix(nn.Module):
     without positives, and fail when there is none; here both are as in the paper (from memory).
     """
 
+    paper = "https://arxiv.org/abs/2106.04990"
+    citation = """@inproceedings{venkataramanan2022takes,
+    title = {It Takes Two to Tango: Mixup for Deep Metric Learning},
+    author = {Venkataramanan, Shashanka and Psomas, Bill and Kijak, Ewa and Amsaleg, Laurent and
+        Karantzalos, Konstantinos and Avrithis, Yannis},
+    booktitle = {ICLR},
+    year = {2022}
+}"""
+
     def __init__(
         self,
         alpha: float = 2.0,

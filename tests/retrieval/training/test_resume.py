@@ -8,7 +8,7 @@ import shutil
 import pytest
 
 from nearfar.errors import InputError
-from nearfar.losses import CircleLoss
+from nearfar.losses import CircleLoss, HardNegativeMixing, Metrix, WithOptions
 from nearfar.miners import EmbeddingMemory
 from nearfar.retrieval import TrainingOptions, fine_tune
 from nearfar.retrieval.training.evaluator import RetrievalEvaluator
@@ -51,6 +51,23 @@ def test_a_memory_that_has_grown(tmp_path):
     straight = everything(tmp_path / "straight")
     assert any("loss.embeddings" in value for value in straight.values() if isinstance(value, dict))
     assert_equal_states(straight, everything(tmp_path / "broken"))
+
+
+@pytest.mark.parametrize("step", [4, 7])
+def test_options_of_the_loss_call(tmp_path, step):
+    """Their draws go on where they stopped."""
+
+    def loss(seed=1):
+        synthesis = HardNegativeMixing(hardest=2, mixtures=2, query_mixtures=1, seed=seed)
+        return WithOptions(CircleLoss(), Metrix(seed=seed), synthesis)
+
+    train(tmp_path / "straight", "pairs", loss=loss(), save_every=1)
+    broken_at(step, tmp_path / "broken", "pairs", loss=loss(), save_every=1)
+    train(tmp_path / "broken", "pairs", loss=loss(), save_every=1, resume=True)
+    train(tmp_path / "other", "pairs", loss=loss(seed=2), save_every=1)
+    straight = everything(tmp_path / "straight")
+    assert_equal_states(straight, everything(tmp_path / "broken"))
+    assert straight["log"] != everything(tmp_path / "other")["log"]
 
 
 @pytest.mark.parametrize("step", [4, 5])
