@@ -104,6 +104,7 @@ def body(lines: list[str]) -> str:
     if current == "Example":
         out.append("```")
     text = "\n".join(line.rstrip() for line in out).replace("``", "`").replace("```` ", "```")
+    text = re.sub(r":math:`([^`]*)`", lambda found: f"${found[1]}$", text)
     text = re.sub(r"\$\$\n\s*(.*?)\s*\n\$\$", r"$$\n\1\n$$", _mend_fences(text), flags=re.DOTALL)
     return re.sub(r"\n{3,}", "\n\n", text).strip()
 
