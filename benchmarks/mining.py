@@ -1,7 +1,7 @@
 """Do batches of confusable classes make better models? Global proxy mining beside random batches, on HPO.
 
 All runs share the model, the split by term, epochs, batch size and seeds; each recipe uses the learning rate that is
-best for it on the dev terms, chosen from one grid at the first seed. Test terms occur in no training pair and took no
+best for it on the dev terms, chosen from one grid at the first seed (a grid of one rate is no choice). Test terms occur in no training pair and took no
 part in any choice. Differences are paired as in ``hpo.py``: per query, averaged over seeds, a term counting once.
 """
 
@@ -103,13 +103,14 @@ def measure(options, jobs):
     found = {name: {"dev R@1": {}, "runs": []} for name in names}
     answers = {name: [] for name in names}
     with ProcessPoolExecutor(jobs, multiprocessing.get_context("spawn")) as pool:
-        search = [(name, rate, options.seeds[0], "dev", settings) for name in names for rate in options.learning_rates]
+        rates = options.learning_rates if len(options.learning_rates) > 1 else ()  # one needs no choice
+        search = [(name, rate, options.seeds[0], "dev", settings) for name in names for rate in rates]
         for job, (mean, _) in zip(search, pool.map(one_run, search), strict=True):
             found[job[0]]["dev R@1"][job[1]] = mean["R@1"]
             print(*job[:4], mean, file=sys.stderr, flush=True)
         for name in names:
             dev = found[name]["dev R@1"]
-            found[name]["learning_rate"] = max(dev, key=dev.get)
+            found[name]["learning_rate"] = max(dev, key=dev.get) if dev else options.learning_rates[0]
         tests = [
             (name, found[name]["learning_rate"], seed, "test", settings) for name in names for seed in options.seeds
         ]

@@ -83,7 +83,14 @@ def test_evaluate_a_run(capsys, tmp_path):
     write_trec_run({"q1": {"a": 2.0, "b": 1.0}, "q2": {"a": 1.0}}, tmp_path / "a.run")
     write_trec_qrels({"q1": {"b": 1}, "q2": {"b": 1}, "q3": {"b": 1}}, tmp_path / "qrels.txt")
     found = result(capsys, "evaluate", "--run", tmp_path / "a.run", "--qrels", tmp_path / "qrels.txt", "--metric", "RR")
-    assert found == {"mean": {"RR": pytest.approx(0.5 / 3)}, "queries": 3, "missing": ["q3"]}
+    assert found == {
+        "mean": {"RR": pytest.approx(0.5 / 3)},
+        "queries": 3,
+        "missing": ["q3"],
+        "ties": "trec",
+        "tie_rate": 0.0,
+        "relevance_level": 1,
+    }
 
 
 def test_losses_lists_the_registry(capsys):
