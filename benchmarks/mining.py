@@ -2,7 +2,8 @@
 
 All runs share the model, the split by term, epochs, batch size and seeds; each recipe uses the learning rate that is
 best for it on the dev terms, chosen from one grid at the first seed (a grid of one rate is no choice). Test terms occur
-in no training pair and took no part in any choice. Differences are paired as in ``hpo.py``: per query, averaged over seeds, a term counting once.
+in no training pair and took no part in any choice. Differences are paired as in ``hpo.py``: per query, averaged over
+seeds, a term counting once.
 """
 
 from __future__ import annotations
