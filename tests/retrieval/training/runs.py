@@ -112,10 +112,20 @@ def _plain(value):
 
 def in_processes(work, *arguments, world=2):
     """Call ``work(*arguments)`` in processes that find each other as ``torchrun``'s do."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_start, (world, port, work, arguments), nprocs=world)
+    mp.spawn(_start, (world, free_port(), work, arguments), nprocs=world)
+
+
+def free_port():
+    """A port below those that the system hands out by itself, so that none is taken between here and its use."""
+    # Test workers are processes of their own, so they begin their search at different places.
+    for port in range(15_000 + os.getpid() * 7 % 15_000, 32_000):
+        with socket.socket() as candidate:
+            try:
+                candidate.bind(("127.0.0.1", port))
+            except OSError:
+                continue
+            return port
+    raise OSError("no free port below 32,000")
 
 
 def _start(rank, world, port, work, arguments):

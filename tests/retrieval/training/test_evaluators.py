@@ -5,7 +5,6 @@ from __future__ import annotations
 import csv
 import json
 import os
-import socket
 from pathlib import Path
 
 import numpy as np
@@ -18,6 +17,7 @@ from nearfar.errors import InputError
 from nearfar.eval import evaluate_embeddings, opis
 from nearfar.retrieval import fine_tune
 from nearfar.retrieval.training.evaluator import ClassEvaluator, RetrievalEvaluator
+from tests.retrieval.training.runs import free_port
 
 WORDS = ["hand", "foot", "eye", "ear", "nose", "heart", "lung", "liver"]
 KINDS = ["disorder of the", "pain in the", "weak", "swollen", "absent"]
@@ -204,10 +204,7 @@ def _train(rank, folder, port):
 
 @pytest.mark.slow
 def test_two_processes_share_the_encoding_and_agree_with_one(tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    mp.spawn(_train, (str(tmp_path), port), nprocs=2)
+    mp.spawn(_train, (str(tmp_path), free_port()), nprocs=2)
     found = [json.loads((tmp_path / f"{rank}.json").read_text()) for rank in range(2)]
     texts = len(WORDS) + 2 * len(PAIRS.documents)  # queries, corpus, labelled texts
     assert [of["encoded"] for of in found] == pytest.approx([texts, texts], abs=20)  # half of two evaluations each
