@@ -98,10 +98,10 @@ class GlobalProxyMiner(TrainerCallback):
         >>> sorted(sorted(rows) for rows in miner.batches())
         [[0, 2], [1, 3]]
 
-    When to use it: measured on unseen HPO terms (``benchmarks/results/mining.md``), mined batches without a head and from
-    the first epoch on raise the decoupled softmax by 2.4 points of R@1 and leave Circle and Multi-Similarity, which
-    weigh hard pairs themselves, about where they are. The head helps less there, and BiXSE hardly at all: compare with
-    random batches on your own data.
+    When to use it: on unseen HPO terms (``benchmarks/results/mining.md``), batches mined without a head and from the
+    first epoch on raise the decoupled softmax by 2.4 points of R@1 and leave Circle and Multi-Similarity, which weigh
+    hard pairs themselves, about where they are. BiXSE gains nothing that could be told from chance: compare with random
+    batches on your own data.
 
     Source: the paper's abstract; its body could not be read and its code was never published, so the outline follows
     public re-implementations where they agree (see the arguments). Proxies are normalised again, which those do not do.
