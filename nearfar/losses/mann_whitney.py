@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import partial
 from typing import Any, Literal
 
 import numpy as np
@@ -133,7 +132,7 @@ class MannWhitneyLoss(QueryDocumentLoss):
             kernels = self._kernels_on(positives.device)
             values, slopes = _Table.apply(positives, grades / number, self.scale, *kernels)  # type: ignore[no-untyped-call]
             parameters = {"values": values, "slopes": slopes}
-            rows, closed_form = self.table_rows, partial(self.table_rows_with_gradient, space=Space())
+            rows, closed_form = self.table_rows, self.table_rows_with_gradient
         if self.path == "streamed":  # without a gradient too, the closed form is the one that needs little memory
 
             def rows(tile: Tile) -> RowValues:
@@ -191,25 +190,24 @@ class MannWhitneyLoss(QueryDocumentLoss):
         means = means + (s - s.detach()) * slopes
         return means.masked_fill(~negative, 0.0).sum(1), negative.sum(1)
 
-    def table_rows_with_gradient(self, tile: Tile, space: Space) -> RowGradient:
-        """The same in closed form; ``space`` keeps its buffers from tile to tile."""
-        s, excluded, number = tile.similarity, *self._excluded(tile)
-        table, slopes = tile.parameters["values"], tile.parameters["slopes"]
+    def table_rows_with_gradient(self, tile: Tile) -> RowGradient:
+        """The same in closed form."""
+        s, space, excluded, number = tile.similarity, tile.space, *self._excluded(tile)
+        values, slopes = tile.parameters["values"], tile.parameters["slopes"]
         between = _place(s, self.scale, space("between", s))  # (rows, columns)
         index = space("index", s, torch.int64).copy_(between)
         between.frac_()
-        slope = torch.index_select(slopes, 0, index.view(-1), out=space("slope", s).view(-1)).view_as(s)
-        other = space("other", s)
-        rise = torch.index_select(slopes.diff(), 0, index.view(-1), out=other.view(-1)).view_as(s)
-        slope.addcmul_(rise, between)  # (rows, columns)
-        weight = torch.sub(1, between, out=other)
-        for matrix in (slope, weight, between):
-            matrix[excluded] = 0.0
-        bins = _histogram(index, weight, between, len(table))
+        index[excluded] = nowhere = len(slopes) - 1  # the last knot, below which no score lies
+        last = slopes.new_zeros(1)
+        slope = torch.index_select(torch.cat((slopes[:-1], last)), 0, index.view(-1), out=space("slope", s).view(-1))
+        rise = torch.index_select(torch.cat((slopes.diff(), last)), 0, index.view(-1), out=space("rise", s).view(-1))
+        slope.addcmul_(rise, between.view(-1))
+        ones = space("rise", s).fill_(1.0)
+        bins = _histogram(index, ones, between, nowhere)
         # The loss is linear in the table, so the bins have the tile's sum; rows only ever enter by their sum.
-        total = torch.dot(bins.to(table.dtype), table)
-        values = number * (total / number.sum().clamp(min=1))
-        return values, number, slope, {"values": bins}
+        total = torch.dot(bins.to(values.dtype), values)
+        shares = number * (total / number.sum().clamp(min=1))
+        return shares, number, slope.view_as(s), {"values": bins}
 
     def _excluded(self, tile: Tile) -> tuple[tuple[Tensor, ...], Tensor]:
         """Pairs that are no negatives, and the number of negatives of each row."""
@@ -219,20 +217,6 @@ class MannWhitneyLoss(QueryDocumentLoss):
         excluded = tile.target.non_negative_pairs()
         rows, columns = tile.similarity.shape
         return excluded, columns - torch.bincount(excluded[0], minlength=rows)
-
-
-class Space:
-    """Buffers for the matrices of a tile, reused by the next: new memory costs as much time as the arithmetic."""
-
-    def __init__(self) -> None:
-        self._held: dict[str, Tensor] = {}
-
-    def __call__(self, name: str, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Contiguous space of the shape and device of ``like``, with anything in it."""
-        held = self._held.get(name)
-        if held is None or held.numel() < like.numel():  # the first block is the largest
-            held = self._held[name] = like.new_empty(like.numel(), dtype=dtype or like.dtype)
-        return held[: like.numel()].view(like.shape)
 
 
 def _positives(comparison: Comparison) -> tuple[Tensor, Tensor]:
@@ -276,13 +260,18 @@ def _interpolate(table: Tensor, index: Tensor, between: Tensor) -> Tensor:
     return torch.addcmul(below, rise, between)
 
 
-def _histogram(index: Tensor, weight: Tensor, between: Tensor, size: int) -> Tensor:
-    """Each score's weight, shared between its two knots, (size,)."""
+def _histogram(index: Tensor, weight: Tensor, above: Tensor, nowhere: int) -> Tensor:
+    """Each score's weight, shared between the knot of its index and the next, which gets ``above``; (nowhere + 1,).
+
+    What has the index ``nowhere`` is left out.
+    """
     flat = index.flatten()
-    below = weight.new_zeros(size).scatter_add_(0, flat, weight.flatten())
-    above = weight.new_zeros(size).scatter_add_(0, flat, between.flatten())
-    below[1:] += above[:-1]
-    return below
+    bins = weight.new_zeros(nowhere + 1).scatter_add_(0, flat, weight.flatten())
+    shares = weight.new_zeros(nowhere + 1).scatter_add_(0, flat, above.flatten())
+    bins[nowhere] = 0.0
+    bins[:-1] -= shares[:-1]
+    bins[1:] += shares[:-1]
+    return bins
 
 
 class _Table(torch.autograd.Function):
@@ -298,7 +287,7 @@ class _Table(torch.autograd.Function):
         size, exact = _size(scale), positives.double()
         index, between = _position(exact, scale)
         shares = shares.double()  # (P,)
-        bins = _histogram(index, shares * (1 - between), shares * between, size)
+        bins = _histogram(index, shares, shares * between, size - 1)
         transform = _transform(bins, sigmoid_kernel)
         values = _inverse(transform * softplus_kernel, size)
         slopes = _inverse(transform * sigmoid_kernel, size).mul_(scale).to(positives.dtype)

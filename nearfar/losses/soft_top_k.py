@@ -5,6 +5,8 @@ Asks that the positives be among the k best documents, not that each be the best
 
 from __future__ import annotations
 
+import math
+from copy import copy
 from typing import Any, Literal
 
 import torch
@@ -14,10 +16,12 @@ from torch.nn import functional as F
 from nearfar.errors import InputError
 from nearfar.losses.checks import check_positive
 from nearfar.losses.contract import Path, QueryDocumentLoss, Reduction
-from nearfar.losses.engine import RowGradient, RowValues, Tile, segment_sum, softplus
+from nearfar.losses.engine import RowGradient, RowValues, Space, Tile, segment_sum, softplus
 
 _NEVER = -1e30  # the logit of an ignored document: finite, so that no difference of two is NaN
 _MOST_STEPS = 100  # a bisection alone would need fewer
+_ROUGH_STEPS = 4
+_FEWEST_MEMBERS = 8  # of a group, below which looking for the best groups first does not pay
 
 
 class SoftTopKLoss(QueryDocumentLoss):
@@ -110,9 +114,10 @@ class SoftTopKLoss(QueryDocumentLoss):
         if self._is_trivial(s):
             return s.sum(1) * 0, torch.zeros_like(counted)
         scores = s.masked_fill(~valid, _NEVER).masked_fill(~counted[:, None], 0.0)
-        kth, best = self._best(scores.detach(), k)  # (rows, 1), (rows, k + 1)
+        best, places = self._best(scores.detach(), k)
+        kth = best.gather(1, k[:, None] - 1)  # relative to it, logits are exact near the threshold
         logits = (scores - kth) * (self.alpha * self.scale)  # (rows, columns)
-        threshold = _Threshold.apply(logits, best, k)  # type: ignore[no-untyped-call]
+        threshold = _Threshold.apply(logits, places, k)  # type: ignore[no-untyped-call]
         weights = tile.target.relevance(s.dtype).masked_fill(~positive, 0.0)
         terms = weights * softplus(-(logits + threshold)).masked_fill(~positive, 0.0)
         return terms.sum(1) / number.clamp(min=1), counted
@@ -131,19 +136,19 @@ class SoftTopKLoss(QueryDocumentLoss):
         share = (target.positive_weights(pairs, s.dtype) / number[rows]).masked_fill_(~counted[rows], 0.0)  # (P,)
 
         own = s[pairs]
-        logits = s.index_put(non_negatives, s.new_tensor(_NEVER))  # (rows, columns)
-        logits[pairs] = own
-        logits[~counted] = 0.0
+        s[non_negatives] = _NEVER
+        s[pairs] = own
+        if not counted.all():
+            s[~counted] = 0.0
+        best, places = self._best(s, k)
+        kth = best.gather(1, k[:, None] - 1)  # (rows, 1)
         sharpness = self.alpha * self.scale
-        kth, best = self._best(logits, k)  # (rows, 1), (rows, k + 1)
-        logits.sub_(kth).mul_(sharpness)
-        logits.add_(soft_top_k_threshold(logits, best, k))
-        own = logits[pairs]
+        sum_of = _SigmoidSum(s.sub_(kth).mul_(sharpness), places, k, tile.space)
+        threshold = sum_of.solve()
+        own = (own - kth[rows, 0]) * sharpness + threshold[rows, 0]
         values = segment_sum(share * softplus(-own), rows, count)
-
         slope = share * torch.sigmoid(-own) * sharpness  # (P,)
-        gradient = _slopes_(logits)  # (rows, columns)
-        gradient.mul_((segment_sum(slope, rows, count) / gradient.sum(1))[:, None])
+        gradient = sum_of.slopes_(threshold, segment_sum(slope, rows, count))  # (rows, columns)
         gradient[pairs] -= slope
         return values, counted, gradient
 
@@ -157,21 +162,19 @@ class SoftTopKLoss(QueryDocumentLoss):
         return scores.shape[1] <= (1 if self.k == "positives" else int(self.k))
 
     def _best(self, scores: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
-        """The k-th best score of each row (rows, 1), and the best in order as logits relative to it."""
+        """At least the k + 1 best scores of each row in descending order, and their columns, (rows, at least k + 1)."""
         if self.k == "positives":
-            best = scores.sort(1, descending=True).values
-        else:
-            best = scores.topk(int(self.k) + 1, dim=1).values
-        kth = best.gather(1, k[:, None] - 1)
-        return kth, (best - kth) * (self.alpha * self.scale)
+            best, places = scores.sort(1, descending=True)
+            return best, places
+        return best_of_rows(scores, int(self.k) + 1)
 
 
 class _Threshold(torch.autograd.Function):
     """The threshold with its implicit gradient, of which autograd takes further derivatives."""
 
     @staticmethod
-    def forward(ctx: Any, logits: Tensor, best: Tensor, k: Tensor) -> Tensor:
-        threshold: Tensor = soft_top_k_threshold(logits, best, k)
+    def forward(ctx: Any, logits: Tensor, places: Tensor, k: Tensor) -> Tensor:
+        threshold: Tensor = soft_top_k_threshold(logits, places, k)
         ctx.save_for_backward(logits, threshold)
         return threshold
 
@@ -186,59 +189,125 @@ class _Threshold(torch.autograd.Function):
 
 # Opaque to torch.compile, which cannot trace a loop that ends when it has converged.
 @torch.library.custom_op("nearfar::soft_top_k_threshold", mutates_args=())
-def soft_top_k_threshold(logits: Tensor, best: Tensor, k: Tensor) -> Tensor:
+def soft_top_k_threshold(logits: Tensor, places: Tensor, k: Tensor) -> Tensor:
     """Solve ``sum_j sigmoid(logits_j + t) = k`` for t in every row.
 
     Args:
         logits: (rows, columns), shifted so that the k-th best of each row is 0.
-        best: the best of each row in descending order, (rows, at least k + 1).
+        places: columns of the best of each row in descending order, (rows, at least k + 1).
         k: integers (rows,), each above 0 and below the number of columns.
 
     Returns:
         t, (rows, 1).
     """
-    size = k.to(logits.dtype)[:, None]  # (rows, 1)
-    next_best = best.gather(1, k[:, None])  # (rows, 1)
-    # Beyond the best k, in logarithm: their sigmoids are below exponentials.
-    rest = next_best + (logits - next_best).clamp_(max=0).exp_().sum(1, keepdim=True).sub_(size).clamp_(min=1).log_()
-    low = -torch.logaddexp(rest, torch.zeros_like(rest))
-    high = size.log() - next_best
-    # Exact where a wide gap separates the best k from the rest: what these lack is what those have.
-    beyond = torch.arange(best.shape[1], device=best.device) >= k[:, None]  # (rows, at least k + 1)
-    lack = (-best).masked_fill_(beyond, -torch.inf).logsumexp(1, keepdim=True)
-    threshold = ((lack - rest) / 2).clamp_(low, high)
-    found = torch.empty_like(threshold)
-    active = torch.arange(len(logits), device=logits.device)
-    state = _Search(logits, size, low, high, threshold)
-    for _ in range(_MOST_STEPS):
-        done = state.step()
-        found[active] = state.threshold
-        if bool(done.all()):
-            break
-        if bool(done.any()):
-            active, state = active[~done], state.only(~done)
-    return found
+    return _SigmoidSum(logits.clone(), places, k, Space()).solve()
 
 
 @soft_top_k_threshold.register_fake
-def _(logits: Tensor, best: Tensor, k: Tensor) -> Tensor:
+def _(logits: Tensor, places: Tensor, k: Tensor) -> Tensor:
     return logits.new_empty(len(logits), 1)
 
 
-class _Search:
-    """Newton steps on the logarithm of the sum, kept inside a bracket that shrinks."""
+class _SigmoidSum:
+    """``sum_j sigmoid(logits_j + t)`` of each row, as a function of t. Overwrites the logits.
 
-    def __init__(self, logits: Tensor, size: Tensor, low: Tensor, high: Tensor, threshold: Tensor) -> None:
-        self.logits, self.size, self.low, self.high, self.threshold = logits, size, low, high, threshold
+    The best of a row are kept apart and exactly. All others lie below the (k + 1)-th best, so their exponentials
+    relative to it are at most 1 and are taken once: no step towards the threshold takes another.
+    """
+
+    def __init__(self, logits: Tensor, places: Tensor, k: Tensor, space: Space) -> None:
+        self.places, self.space = places, space
+        self.best = logits.gather(1, places)  # (rows, at least k + 1), descending
+        self.size = k.to(logits.dtype)[:, None]  # (rows, 1)
+        self.above = torch.arange(places.shape[1], device=k.device) < k[:, None]  # (rows, at least k + 1)
+        self.anchor = self.best.gather(1, k[:, None])  # (rows, 1), the (k + 1)-th best
+        self.powers = logits.scatter_(1, places, -torch.inf).sub_(self.anchor).exp_()  # (rows, columns)
+
+    def solve(self) -> Tensor:
+        """The thresholds (rows, 1) at which each row sums to k."""
+        sums = self.powers.sum(1, keepdim=True)  # (rows, 1)
+        squares = torch.square(self.powers, out=self.space("shares", self.powers)).sum(1, keepdim=True)
+        rest = self.best.masked_fill(self.above, -torch.inf).logsumexp(1, keepdim=True)
+        rest = torch.logaddexp(rest, sums.log() + self.anchor)  # (rows, 1), of all but the best k
+        bounds = -torch.logaddexp(rest, torch.zeros_like(rest)), self.size.log() - self.anchor
+        # Exact where a wide gap separates the best k from the rest: what these lack is what those have.
+        lack = (-self.best).masked_fill_(~self.above, -torch.inf).logsumexp(1, keepdim=True)
+        guess = ((lack - rest) / 2).clamp_(*bounds)
+
+        # First with two moments of the powers in place of all of them, which takes no pass over the tile.
+        search = _Search(self.size, *bounds, guess)
+        mean = squares / sums.clamp(min=torch.finfo(sums.dtype).tiny)
+        for _ in range(_ROUGH_STEPS):
+            odds = self._odds(search.threshold)  # (rows, 1)
+            share = sums / (odds + mean)
+            search.step(*self._with_best(search.threshold, share, share * odds / (odds + mean)))
+
+        found = torch.empty_like(guess)
+        active, rows = torch.arange(len(found), device=found.device), self
+        search = _Search(self.size, *bounds, search.threshold)
+        for _ in range(_MOST_STEPS):
+            done = search.step(*rows._excess(search.threshold))
+            found[active] = search.threshold
+            if bool(done.all()):
+                break
+            if bool(done.any()):
+                active, rows, search = active[~done], rows._only(~done), search.only(~done)
+        return found
+
+    def _odds(self, threshold: Tensor, power: int = 1) -> Tensor:
+        """The odds against the (k + 1)-th best at the threshold, of which ``power`` is finite, (rows, 1)."""
+        largest = 0.98 * math.log(torch.finfo(threshold.dtype).max)
+        return (-self.anchor - threshold).clamp_(max=largest / power).exp_()
+
+    def _excess(self, threshold: Tensor) -> tuple[Tensor, Tensor]:
+        """``sum sigmoid - k`` without cancellation, and its derivative, both (rows, 1)."""
+        shares = torch.add(self.powers, self._odds(threshold), out=self.space("shares", self.powers))
+        shares = torch.div(self.powers, shares, out=shares)  # (rows, columns), the sigmoids
+        total = shares.sum(1, keepdim=True)
+        return self._with_best(threshold, total, total - shares.square_().sum(1, keepdim=True))
+
+    def _with_best(self, threshold: Tensor, total: Tensor, slope: Tensor) -> tuple[Tensor, Tensor]:
+        """The same from the sum and slope of all others."""
+        shifted = self.best + threshold  # (rows, at least k + 1)
+        own = torch.where(self.above, -shifted, shifted).sigmoid()
+        excess = total + torch.where(self.above, -own, own).sum(1, keepdim=True)
+        return excess, slope + (own * (1 - own)).sum(1, keepdim=True)
+
+    def _only(self, rows: Tensor) -> _SigmoidSum:
+        """The sums of some rows."""
+        part = copy(self)
+        for name in ("best", "size", "above", "anchor", "powers"):
+            setattr(part, name, getattr(self, name)[rows])
+        return part
+
+    def slopes_(self, threshold: Tensor, totals: Tensor) -> Tensor:
+        """``z (1 - z)`` of every sigmoid z, scaled so that the rows sum to ``totals`` (rows,). Overwrites the powers.
+
+        Relative to about the largest, since with a wide gap at the threshold all underflow.
+        """
+        distance = (self.best + threshold).abs_()  # (rows, at least k + 1)
+        nearest = distance.amin(1, keepdim=True)  # (rows, 1)
+        own = (nearest - distance).exp_().mul_((-distance).sigmoid_().sub_(1).square_())
+        odds = self._odds(threshold, 2)  # with larger ones the slopes are linear in the powers
+        divisor = torch.add(self.powers, odds, out=self.space("shares", self.powers)).square_()
+        slopes = self.powers.div_(divisor)  # (rows, columns)
+        weight = odds.square_() * (self.anchor + threshold + nearest).exp_()
+        scale = totals[:, None] / (weight * slopes.sum(1, keepdim=True) + own.sum(1, keepdim=True))
+        return slopes.mul_(weight * scale).scatter_(1, self.places, own * scale)
+
+
+class _Search:
+    """Newton steps on the logarithm of a growing sum, kept inside a bracket that shrinks."""
+
+    def __init__(self, size: Tensor, low: Tensor, high: Tensor, threshold: Tensor) -> None:
+        self.size, self.low, self.high, self.threshold = size, low, high, threshold
 
     def only(self, rows: Tensor) -> _Search:
         """The search of some rows."""
-        parts = (self.logits, self.size, self.low, self.high, self.threshold)
-        return _Search(*(part[rows] for part in parts))
+        return _Search(self.size[rows], self.low[rows], self.high[rows], self.threshold[rows])
 
-    def step(self) -> Tensor:
-        """Improve the thresholds once; which rows are done, (rows,)."""
-        excess, slope = self._excess()
+    def step(self, excess: Tensor, slope: Tensor) -> Tensor:
+        """Improve the thresholds once, given what the sum has too much there; which rows are done, (rows,)."""
         above = excess > 0
         self.low = torch.where(above, self.low, self.threshold)
         self.high = torch.where(above, self.threshold, self.high)
@@ -246,9 +315,9 @@ class _Search:
         # False for NaN as well.
         inside = (newton >= self.low) & (newton <= self.high)
         following = torch.where(inside, newton, (self.low + self.high) / 2)
-        precision = torch.finfo(self.logits.dtype)
+        precision = torch.finfo(excess.dtype)
         # The error after a Newton step is below its square.
-        near = inside & ((following - self.threshold).abs() <= precision.eps**0.5)
+        near = inside & ((following - self.threshold).abs() <= 4 * precision.eps**0.5)
         # Inside a gap so wide that every slope underflows, the first guess is exact.
         saturated = (slope < precision.tiny / precision.eps) & (excess.abs() < 0.5)
         stuck = self.high - self.low <= 4 * precision.eps * self.threshold.abs()
@@ -256,21 +325,21 @@ class _Search:
         done: Tensor = (near | saturated | stuck).squeeze(1)
         return done
 
-    def _excess(self) -> tuple[Tensor, Tensor]:
-        """``sum sigmoid - k`` without cancellation, and its derivative, both (rows, 1)."""
-        shifted = self.logits + self.threshold  # (rows, columns)
-        sign = shifted.sign()
-        tail = shifted.abs_().neg_().sigmoid_()  # the distance of each sigmoid from its nearer end, 0 or 1
-        ones = (sign.sum(1, keepdim=True) + sign.shape[1]) / 2
-        excess = (ones - self.size) - torch.linalg.vecdot(tail, sign)[:, None]
-        slope = tail.sum(1, keepdim=True) - torch.linalg.vecdot(tail, tail)[:, None]
-        return excess, slope
 
+def best_of_rows(scores: Tensor, number: int) -> tuple[Tensor, Tensor]:
+    """The best scores of each row in descending order and their columns, as ``topk``, which reads a row several times.
 
-def _slopes_(shifted: Tensor) -> Tensor:
-    """``z (1 - z)`` of ``z = sigmoid(shifted)`` in place, each row relative to about its largest."""
-    shifted.abs_().neg_()
-    peak = shifted.amax(1, keepdim=True)  # (rows, 1)
-    relative = shifted.sub_(peak).exp_()
-    relative.div_((relative * peak.exp()).add_(1).square_())
-    return relative
+    The best of a row are among the members of the groups whose own best are best.
+    """
+    columns = scores.shape[1]
+    groups = math.isqrt(columns * number)  # as many as there are members to look at in the best
+    size = columns // groups
+    if size < _FEWEST_MEMBERS:
+        return scores.topk(number, dim=1)
+    grouped = scores[:, : size * groups].unflatten(1, (size, groups))  # (rows, size, groups)
+    best_groups = grouped.amax(1).topk(number, dim=1, sorted=False).indices  # (rows, number)
+    members = torch.arange(0, size * groups, groups, device=scores.device)[:, None] + best_groups[:, None]
+    rest = torch.arange(size * groups, columns, device=scores.device).expand(len(scores), -1)
+    places = torch.cat((members.flatten(1), rest), 1)  # (rows, size * number + rest)
+    best, order = scores.gather(1, places).topk(number, dim=1)
+    return best, places.gather(1, order)

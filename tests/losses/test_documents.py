@@ -88,9 +88,9 @@ def test_soft_top_k_gradient_on_the_similarities():
 
 def test_soft_top_k_threshold_of_the_worked_example():
     scores = 2 * double([2.0, 1.0, 0.5, -1.0, 0.0], [0.3, -0.2, 1.5, 0.7, -0.5])
-    best = scores.sort(1, descending=True).values
+    best, places = scores.sort(1, descending=True)
     kth = best[:, 1:2]
-    found = soft_top_k_threshold(scores - kth, best - kth, torch.tensor([2, 2])) - kth
+    found = soft_top_k_threshold(scores - kth, places, torch.tensor([2, 2])) - kth
     torch.testing.assert_close(found.squeeze(1) / 2, double(-0.845540, -0.618209), rtol=0, atol=1e-6)
 
 
@@ -100,10 +100,10 @@ def test_soft_top_k_threshold_of_the_worked_example():
 def test_soft_top_k_threshold_is_exact(spread, k, dtype):
     generator = torch.Generator().manual_seed(k)
     scores = spread * torch.randn(40, 64, generator=generator, dtype=dtype)
-    best = scores.topk(k + 1).values
-    scores, best = scores - best[:, k - 1 : k], best - best[:, k - 1 : k]
+    best, places = scores.topk(k + 1)
+    scores = scores - best[:, k - 1 : k]
     size = torch.full((40,), k)
-    found = soft_top_k_threshold(scores, best, size)
+    found = soft_top_k_threshold(scores, places, size)
     for row, t in zip(scores.double(), found.double().squeeze(1), strict=True):
         shifted = row + t
         # The sum to k without cancellation, and its slope: their quotient is the error of t.

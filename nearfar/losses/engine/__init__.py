@@ -10,7 +10,7 @@ operands first (class means, drawn margins, moving averages):
 """
 
 from nearfar.losses.engine.classes import ClassStatistics, Logit, class_statistics
-from nearfar.losses.engine.comparison import Comparison, Tile
+from nearfar.losses.engine.comparison import Comparison, Space, Tile
 from nearfar.losses.engine.reductions import masked_logsumexp, segment_logsumexp, segment_sum, softplus
 from nearfar.losses.engine.row_local import RowGradient, RowValues, row_local, row_values
 from nearfar.losses.engine.similarity import Dot, Euclidean, Similarity, UnitEuclidean, unit
@@ -41,6 +41,7 @@ __all__ = [
     "RowGradient",
     "RowValues",
     "Similarity",
+    "Space",
     "Statistic",
     "Sum",
     "Target",

@@ -19,6 +19,20 @@ _FEWEST_ROWS = 32  # below this a matrix product is bound by reading the columns
 _WIDEST_TILE = 4096  # columns of a tile, where tiles need not span all columns
 
 
+class Space:
+    """Buffers for the matrices of a tile, reused by the next: new memory costs as much time as the arithmetic."""
+
+    def __init__(self) -> None:
+        self._held: dict[str, Tensor] = {}
+
+    def __call__(self, name: str, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+        """Contiguous space of the shape and device of ``like``, with anything in it."""
+        held = self._held.get(name)
+        if held is None or held.numel() < like.numel():  # the first block is the largest
+            held = self._held[name] = like.new_empty(like.numel(), dtype=dtype or like.dtype)
+        return held[: like.numel()].view(like.shape)
+
+
 @dataclass(frozen=True)
 class Tile:
     """One block of the similarity matrix, with everything that belongs to its rows and columns.
@@ -29,6 +43,7 @@ class Tile:
         row: data per row, first dimension rows.
         column: data per column, first dimension columns.
         parameters: tensors that belong to every tile, such as a learned scale.
+        space: buffers that the next tile takes over.
     """
 
     similarity: Tensor
@@ -36,6 +51,7 @@ class Tile:
     row: Mapping[str, Tensor]
     column: Mapping[str, Tensor]
     parameters: Mapping[str, Tensor]
+    space: Space = field(default_factory=lambda: Space())
 
 
 @dataclass(frozen=True)

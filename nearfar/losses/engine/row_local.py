@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from nearfar.losses.engine.comparison import Comparison, Tile
+from nearfar.losses.engine.comparison import Comparison, Space, Tile
 from nearfar.losses.engine.distributed import sum_over_processes
 from nearfar.losses.engine.precision import full_precision, refuse_second_derivative
 from nearfar.losses.engine.statistics import Sum, statistics
@@ -133,6 +133,7 @@ class _Sweep:
     def __init__(self, comparison: Comparison, wanted: list[bool]) -> None:
         self.comparison = comparison
         self.wanted = wanted
+        self.space = Space()
         rows = comparison.rows
         self.walk = comparison.similarity.walk(rows, comparison.columns, wanted[0], wanted[1])
         self.total = torch.zeros((), dtype=torch.float64, device=rows.device)
@@ -189,6 +190,7 @@ class _Sweep:
             row={name: value[block] for name, value in operands.row_data.items()},
             column=operands.column_data,
             parameters=operands.parameters,
+            space=self.space,
         )
 
     def _count(self, total: Tensor, counted: Tensor) -> None:
