@@ -156,8 +156,8 @@ class CircleLoss(RowLocalLabelLoss):
         pull = pull_weight * (s_p - (1 - self.m))
         lse_p = segment_logsumexp(pull, rows, len(s))  # (rows,)
 
-        push_weight = (s + self.m).relu_().mul_(self.gamma)  # (rows, columns)
-        push = (s - self.m).mul_(push_weight)
+        push_weight = torch.add(s, self.m, out=tile.space("weight", s)).relu_().mul_(self.gamma)  # (rows, columns)
+        push = torch.sub(s, self.m, out=tile.space("push", s)).mul_(push_weight)
         push[target.non_negative_pairs()] = -float("inf")
         peak = push.amax(1, keepdim=True).clamp_(min=-1e30)  # finite even for a row without negatives
         push.sub_(peak).exp_()

@@ -5,11 +5,12 @@ The pair-wise form compares samples with each other; this one compares them with
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from nearfar.losses.circle import CircleLoss
 from nearfar.losses.contract import Path, Reduction
-from nearfar.losses.engine import Logit
+from nearfar.losses.engine import Logit, Space
 from nearfar.losses.heads import ClassHead, check_radians
 
 
@@ -102,6 +103,7 @@ class CircleHeadLoss(ClassHead):
         """Logits of the other classes."""
         return self._push
 
-    def _push(self, cosine: Tensor) -> tuple[Tensor, Tensor]:
-        weight = (cosine.detach() + self.m).relu_().mul_(self.scale)
-        return (cosine - self.m).mul_(weight), weight
+    def _push(self, cosine: Tensor, space: Space | None) -> tuple[Tensor, Tensor]:
+        buffers = (None, None) if space is None else (space("weight", cosine), space("push", cosine))
+        weight = torch.add(cosine.detach(), self.m, out=buffers[0]).relu_().mul_(self.scale)  # (B, classes)
+        return torch.sub(cosine, self.m, out=buffers[1]).mul_(weight), weight

@@ -91,7 +91,7 @@ class DecoupledSoftmaxLoss(QueryDocumentLoss):
         number = torch.bincount(rows, minlength=len(s)).clamp_(min=1)  # (rows,)
         share = target.positive_weights(pairs, s.dtype) / number[rows]  # (P,)
 
-        push = s * self.scale  # (rows, columns)
+        push = torch.mul(s, self.scale, out=tile.space("push", s))  # (rows, columns)
         s_p = push[rows, columns]  # (P,)
         push[target.non_negative_pairs()] = -torch.inf
         peak = push.amax(1, keepdim=True).clamp_(min=-1e30)  # finite even for a row without negatives

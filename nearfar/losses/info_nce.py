@@ -137,7 +137,8 @@ class InfoNCELoss(QueryDocumentLoss):
         number = torch.bincount(rows, minlength=len(s)).clamp_(min=1)  # (rows,)
         share = target.positive_weights(pairs, s.dtype) / number[rows]  # (P,)
 
-        push = _drop_ignored(s.clone(), target.non_negative_pairs(), pairs, -torch.inf)  # (rows, columns)
+        push = tile.space("push", s).copy_(s)  # (rows, columns)
+        _drop_ignored(push, target.non_negative_pairs(), pairs, -torch.inf)
         push.sub_(push.amax(1, keepdim=True).clamp_(min=-1e30)).mul_(self.scale)
         own = push[rows, columns]  # (P,)
         total = push.exp_().sum(1)  # (rows,)
@@ -208,7 +209,8 @@ class InfoNCELoss(QueryDocumentLoss):
         if middle is not None:
             row_factor = push_row * (middle - row_lse).clamp_(max=_WIDEST_PLAIN).exp_()  # (rows,)
             column_factor = push_column * (middle - column_lse).clamp_(max=_WIDEST_PLAIN).exp_()  # (columns,)
-            gradient = _exponentials(logits, middle).mul_(row_factor[:, None] + column_factor)  # (rows, columns)
+            factor = torch.add(row_factor[:, None], column_factor, out=tile.space("factor", logits))
+            gradient = _exponentials(logits, middle).mul_(factor)  # (rows, columns)
         else:
             gradient = (logits - column_lse).exp_().mul_(push_column)
             gradient.addcmul_((logits - row_lse[:, None]).exp_(), push_row[:, None])

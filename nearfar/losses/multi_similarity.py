@@ -111,7 +111,7 @@ class MultiSimilarityLoss(RowLocalLabelLoss):
         s, target = tile.similarity, tile.target
         rows, columns = target.positive_pairs()
         s_p = s[rows, columns]  # (P,)
-        scores = s.clone()
+        scores = tile.space("scores", s).copy_(s)  # (rows, columns)
         scores[target.non_negative_pairs()] = -torch.inf
         if self.mining_margin is not None:
             rows, columns, s_p = self._mine(scores, rows, columns, s_p)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from nearfar.losses.checks import check_choice
 from nearfar.losses.contract import Path, QueryDocumentLoss, Reduction
-from nearfar.losses.engine import Comparison, RowGradient, RowValues, Tile, softplus
+from nearfar.losses.engine import Comparison, RowGradient, RowValues, Space, Tile, softplus
 
 _LARGEST_EXPONENT = 80.0  # its exponential is a float32
 
@@ -107,7 +107,7 @@ class PairwiseSigmoidLoss(QueryDocumentLoss):
         logits = tile.similarity.add_(tile.parameters["bias"])  # (rows, columns)
         own = logits[rows, columns]  # (P,)
         logits[non_negatives] = -torch.inf
-        values, slope = _softplus_sums(logits)  # (rows,), (rows, columns)
+        values, slope = _softplus_sums(logits, tile.space)  # (rows,), (rows, columns)
         values.index_add_(0, rows, softplus(own) - grades * own)
         slope[rows, columns] = own.sigmoid() - grades
         count, width = slope.shape
@@ -122,7 +122,7 @@ class PairwiseSigmoidLoss(QueryDocumentLoss):
         return values, number
 
 
-def _softplus_sums(logits: Tensor) -> tuple[Tensor, Tensor]:
+def _softplus_sums(logits: Tensor, space: Space) -> tuple[Tensor, Tensor]:
     """Softplus summed over each row (rows,), and its slope, the sigmoid (rows, columns). Overwrites ``logits``.
 
     One exponential gives both; torch's logsigmoid and sigmoid take three times as long together.
@@ -132,5 +132,6 @@ def _softplus_sums(logits: Tensor) -> tuple[Tensor, Tensor]:
     else:  # an accelerator would wait for the answer
         power = logits.clamp(max=_LARGEST_EXPONENT).exp_()
         beyond = logits.sub_(_LARGEST_EXPONENT).relu_().sum(1)  # (rows,); there softplus is linear, to full precision
-    values = torch.log1p(power).sum(1)
-    return values if beyond is None else values.add_(beyond), power.div_(power + 1)
+    other = space("other", power)
+    values = torch.log1p(power, out=other).sum(1)
+    return values if beyond is None else values.add_(beyond), power.div_(torch.add(power, 1, out=other))

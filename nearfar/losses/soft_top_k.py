@@ -336,7 +336,7 @@ def best_of_rows(scores: Tensor, number: int) -> tuple[Tensor, Tensor]:
     size = columns // groups
     if size < _FEWEST_MEMBERS:
         return scores.topk(number, dim=1)
-    grouped = scores[:, : size * groups].unflatten(1, (size, groups))  # (rows, size, groups)
+    grouped = scores[:, : size * groups].reshape(-1, size, groups)  # (rows, size, groups)
     best_groups = grouped.amax(1).topk(number, dim=1, sorted=False).indices  # (rows, number)
     members = torch.arange(0, size * groups, groups, device=scores.device)[:, None] + best_groups[:, None]
     rest = torch.arange(size * groups, columns, device=scores.device).expand(len(scores), -1)

@@ -12,8 +12,9 @@ from torch.nn import functional as F
 
 from nearfar.errors import InputError
 from nearfar.losses import BiXSELoss, InfoNCELoss, MannWhitneyLoss, SigLIPLoss, SoftTopKLoss
+from nearfar.losses.engine import Space
 from nearfar.losses.pairwise_sigmoid import _softplus_sums
-from nearfar.losses.soft_top_k import soft_top_k_threshold
+from nearfar.losses.soft_top_k import best_of_rows, soft_top_k_threshold
 from tests.losses.inputs import DocumentInputs, points
 from tests.losses.outcome import assert_same, outcome
 from tests.losses.test_worked_numbers import FX_A, cosines
@@ -112,6 +113,17 @@ def test_soft_top_k_threshold_is_exact(spread, k, dtype):
         slope = (shifted.sigmoid() * (-shifted).sigmoid()).sum()
         precision = 40 * torch.finfo(dtype).eps * max(1.0, t.abs().item())
         assert abs(excess) <= precision * slope + 1e-300
+
+
+@pytest.mark.parametrize(("columns", "number"), [(6, 6), (64, 6), (999, 6), (4096, 2), (4099, 33), (5000, 200)])
+def test_the_best_of_rows_are_those_of_topk(columns, number):
+    generator = torch.Generator().manual_seed(columns)
+    scores = torch.randn(20, columns, generator=generator)
+    scores[10:] = scores[10:].mul(3).round()  # many ties
+    best, places = best_of_rows(scores, number)
+    assert torch.equal(best, scores.topk(number).values)
+    assert torch.equal(scores.gather(1, places), best)
+    assert all(len(set(row)) == number for row in places.tolist())
 
 
 def test_a_query_with_k_documents_or_fewer_does_not_count():
@@ -289,7 +301,7 @@ def test_softplus_and_its_slope_from_one_exponential(largest, dtype):
     exact = logits.double()[:, None].clone().requires_grad_()
     values = F.softplus(exact, threshold=1000).sum(1)
     (slope,) = torch.autograd.grad(values.sum(), exact)
-    found, found_slope = _softplus_sums(logits[:, None].clone())
+    found, found_slope = _softplus_sums(logits[:, None].clone(), Space())
     torch.testing.assert_close(found.double(), values.detach(), rtol=4 * torch.finfo(dtype).eps, atol=1e-30)
     torch.testing.assert_close(found_slope.double(), slope, rtol=8 * torch.finfo(dtype).eps, atol=1e-30)
 

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
+from nearfar.losses.engine.comparison import Space
 from nearfar.losses.engine.precision import full_precision, refuse_second_derivative
 from nearfar.losses.engine.reductions import masked_logsumexp
 
@@ -26,8 +27,9 @@ _TINY_NORM = 1e-12  # as torch.nn.functional.normalize
 _LOWEST = -1e30  # stands for -inf where a difference must stay defined
 
 
-# Logits of the other classes from the similarities, elementwise, and their derivative; two new tensors.
-Logit = Callable[[Tensor], tuple[Tensor, Tensor]]
+# Logits of the other classes from the similarities, elementwise, and their derivative; in buffers of the space, or new
+# and under autograd without one.
+Logit = Callable[[Tensor, Space | None], tuple[Tensor, Tensor]]
 
 
 class ClassStatistics(NamedTuple):
@@ -79,7 +81,7 @@ def _dense(rows: Tensor, weight: Tensor, labels: Tensor, logit: Logit | None, su
     known = labels >= 0
     own = similarity.gather(1, labels.clamp(min=0)[:, None]).squeeze(1).masked_fill(~known, 0.0)  # (B,)
     others = torch.arange(similarity.shape[1], device=labels.device) != labels[:, None]  # (B, C)
-    logits = similarity if logit is None else logit(similarity)[0]
+    logits = similarity if logit is None else logit(similarity, None)[0]
     return ClassStatistics(own, masked_logsumexp(logits, others))
 
 
@@ -111,7 +113,7 @@ class _TwoPass(torch.autograd.Function):
             own = torch.where(tile.inside, tile.own, own)
             new_peak = torch.maximum(peak, tile.logits.amax(1))
             total *= (peak - new_peak).exp()
-            total += torch.sub(tile.logits, new_peak[:, None], out=walk.work(tile.logits)).exp_().sum(1)
+            total += torch.sub(tile.logits, new_peak[:, None], out=walk.space("work", tile.logits)).exp_().sum(1)
             peak = new_peak
             tile.show_own()
         rivals = total.log().add_(peak).to(rows.dtype)
@@ -149,7 +151,7 @@ class _Walk:
         self.each_row = torch.arange(len(rows), device=rows.device)
         per_class = max(1, len(rows)) * program.sub_centers * rows.element_size()
         self.width = min(max(_TILE_BYTES // per_class, _FEWEST_CLASSES), _MOST_CLASSES)
-        self._buffers: dict[str, Tensor] = {}
+        self.space = Space()
 
     def blocks(self) -> Iterator[slice]:
         """Blocks of classes."""
@@ -160,7 +162,7 @@ class _Walk:
         """Similarities with the weights of a block, (B, columns); in ``buffer`` if there is one."""
         part = self._columns_of(block)
         size = (len(self.rows), part.stop - part.start)
-        out = self._reuse("similarity", size) if buffer is None else self.kept(block, buffer)
+        out = self.space("similarity", self.rows, shape=size) if buffer is None else self.kept(block, buffer)
         return torch.mm(self.rows, self.columns[part].T, out=out).mul_(self.inverse_norm[part])
 
     def kept(self, block: slice, buffer: Tensor) -> Tensor:
@@ -174,7 +176,7 @@ class _Walk:
         best, which = similarity, None
         if self.program.sub_centers > 1:
             best, which = _by_class(similarity, self.program.sub_centers).max(2)  # (B, classes)
-        logits, slope = (best, None) if self.program.logit is None else self.program.logit(best)
+        logits, slope = (best, None) if self.program.logit is None else self.program.logit(best, self.space)
         # Every row is indexed, in the block or not: choosing rows would make an accelerator wait for the count.
         shifted = self.labels - block.start
         inside = (shifted >= 0) & (shifted < best.shape[1])
@@ -182,7 +184,7 @@ class _Walk:
 
     def gradient(self, tile: _ClassTile, rivals: Tensor, grad_own: Tensor, grad_rivals: Tensor) -> Tensor:
         """Gradient on the similarities of a block, (B, columns)."""
-        out = torch.sub(tile.logits, rivals[:, None], out=self.work(tile.logits))
+        out = torch.sub(tile.logits, rivals[:, None], out=self.space("work", tile.logits))
         gradient = out.exp_().mul_(grad_rivals[:, None])  # (B, classes)
         tile.show_own()
         if tile.slope is not None:
@@ -209,16 +211,6 @@ class _Walk:
             out = grad_weight[part, :width]
             torch.mm(gradient.T, self.rows, out=out).addcmul_(columns, radial[:, None], value=-1)  # (columns, d)
             grad_weight[part, width:] = 0
-
-    def work(self, like: Tensor) -> Tensor:
-        """Space for a tile, the same at every call."""
-        return self._reuse("work", (like.shape[0], like.shape[1]))
-
-    def _reuse(self, name: str, size: tuple[int, int]) -> Tensor:
-        rows, columns = size
-        if name not in self._buffers:  # the first block is the largest
-            self._buffers[name] = self.rows.new_empty(rows * columns)
-        return self._buffers[name][: rows * columns].view(rows, columns)
 
     def _columns_of(self, block: slice) -> slice:
         return slice(block.start * self.program.sub_centers, block.stop * self.program.sub_centers)

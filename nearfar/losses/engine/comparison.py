@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -25,12 +26,15 @@ class Space:
     def __init__(self) -> None:
         self._held: dict[str, Tensor] = {}
 
-    def __call__(self, name: str, like: Tensor, dtype: torch.dtype | None = None) -> Tensor:
-        """Contiguous space of the shape and device of ``like``, with anything in it."""
-        held = self._held.get(name)
-        if held is None or held.numel() < like.numel():  # the first block is the largest
-            held = self._held[name] = like.new_empty(like.numel(), dtype=dtype or like.dtype)
-        return held[: like.numel()].view(like.shape)
+    def __call__(
+        self, name: str, like: Tensor, dtype: torch.dtype | None = None, shape: Sequence[int] | None = None
+    ) -> Tensor:
+        """Contiguous space where ``like`` is, of its shape and type unless told otherwise, with anything in it."""
+        shape = like.shape if shape is None else shape
+        count, held = math.prod(shape), self._held.get(name)
+        if held is None or held.numel() < count:  # the first block is the largest
+            held = self._held[name] = like.new_empty(count, dtype=dtype or like.dtype)
+        return held[:count].view(shape)
 
 
 @dataclass(frozen=True)

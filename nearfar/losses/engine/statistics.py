@@ -14,7 +14,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
-from nearfar.losses.engine.comparison import Comparison, Tile
+from nearfar.losses.engine.comparison import Comparison, Space, Tile
 from nearfar.losses.engine.distributed import Shard, max_over_processes, sum_over_processes
 from nearfar.losses.engine.precision import full_precision, refuse_second_derivative
 
@@ -222,6 +222,7 @@ class _Program:
     ) -> None:
         self.comparison, self.kinds, self.tile, self.whole_rows = comparison, kinds, tile, whole_rows
         self.tile_gradient = tile_gradient
+        self.space = Space()
 
     def blocks(self) -> Iterator[tuple[slice, slice]]:
         if self.whole_rows:
@@ -236,6 +237,7 @@ class _Program:
             row={name: value[rows] for name, value in operands.row_data.items()},
             column={name: value[columns] for name, value in operands.column_data.items()},
             parameters=operands.parameters,
+            space=self.space,
         )
 
 
