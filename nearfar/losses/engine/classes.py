@@ -8,9 +8,9 @@ similarities are computed once and cost no memory of their own.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -27,9 +27,16 @@ _TINY_NORM = 1e-12  # as torch.nn.functional.normalize
 _LOWEST = -1e30  # stands for -inf where a difference must stay defined
 
 
-# Logits of the other classes from the similarities, elementwise, and their derivative; in buffers of the space, or new
-# and under autograd without one.
-Logit = Callable[[Tensor, Space | None], tuple[Tensor, Tensor]]
+class Logit(Protocol):
+    """What makes logits of similarities, elementwise."""
+
+    def logits(self, similarity: Tensor) -> Tensor:
+        """Logits, under autograd."""
+        ...
+
+    def logits_and_slope(self, similarity: Tensor, want_slope: bool, space: Space) -> tuple[Tensor, Tensor | None]:
+        """The same in buffers of the space, and their derivative if wanted."""
+        ...
 
 
 class ClassStatistics(NamedTuple):
@@ -81,7 +88,7 @@ def _dense(rows: Tensor, weight: Tensor, labels: Tensor, logit: Logit | None, su
     known = labels >= 0
     own = similarity.gather(1, labels.clamp(min=0)[:, None]).squeeze(1).masked_fill(~known, 0.0)  # (B,)
     others = torch.arange(similarity.shape[1], device=labels.device) != labels[:, None]  # (B, C)
-    logits = similarity if logit is None else logit(similarity, None)[0]
+    logits = similarity if logit is None else logit.logits(similarity)
     return ClassStatistics(own, masked_logsumexp(logits, others))
 
 
@@ -137,7 +144,7 @@ class _TwoPass(torch.autograd.Function):
         with full_precision(rows.device):
             for block in walk.blocks():
                 similarity = walk.compute(block, None) if kept is None else walk.kept(block, kept)
-                gradient = walk.gradient(walk.tile(block, similarity), finite_rivals, grad_own, grad_rivals)
+                gradient = walk.gradient(walk.tile(block, similarity, True), finite_rivals, grad_own, grad_rivals)
                 walk.pull(block, similarity, gradient, grad_rows, grad_weight)
         return None, grad_rows, grad_weight, None
 
@@ -171,12 +178,14 @@ class _Walk:
         count = part.stop - part.start
         return buffer[part].view(-1)[: len(self.rows) * count].view(len(self.rows), count)
 
-    def tile(self, block: slice, similarity: Tensor) -> _ClassTile:
+    def tile(self, block: slice, similarity: Tensor, want_slope: bool = False) -> _ClassTile:
         """The block by classes, with each sample's own class hidden from its logits."""
         best, which = similarity, None
         if self.program.sub_centers > 1:
             best, which = _by_class(similarity, self.program.sub_centers).max(2)  # (B, classes)
-        logits, slope = (best, None) if self.program.logit is None else self.program.logit(best, self.space)
+        logits, slope = best, None
+        if self.program.logit is not None:
+            logits, slope = self.program.logit.logits_and_slope(best, want_slope, self.space)
         # Every row is indexed, in the block or not: choosing rows would make an accelerator wait for the count.
         shifted = self.labels - block.start
         inside = (shifted >= 0) & (shifted < best.shape[1])
