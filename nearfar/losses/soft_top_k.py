@@ -236,9 +236,10 @@ class _SigmoidSum:
 
         # First with two moments of the powers in place of all of them, which takes no pass over the tile.
         search = _Search(self.size, *bounds, guess)
-        mean = squares / sums.clamp(min=torch.finfo(sums.dtype).tiny)
+        precision = torch.finfo(sums.dtype)
+        mean, largest = squares / sums.clamp(min=precision.tiny), precision.max / 4
         for _ in range(_ROUGH_STEPS):
-            odds = self._odds(search.threshold)  # (rows, 1)
+            odds = self._odds(search.threshold, largest)  # (rows, 1)
             share = sums / (odds + mean)
             search.step(*self._with_best(search.threshold, share, share * odds / (odds + mean)))
 
@@ -254,14 +255,14 @@ class _SigmoidSum:
                 active, rows, search = active[~done], rows._only(~done), search.only(~done)
         return found
 
-    def _odds(self, threshold: Tensor, power: int = 1) -> Tensor:
-        """The odds against the (k + 1)-th best at the threshold, of which ``power`` is finite, (rows, 1)."""
-        largest = 0.98 * math.log(torch.finfo(threshold.dtype).max)
-        return (-self.anchor - threshold).clamp_(max=largest / power).exp_()
+    def _odds(self, threshold: Tensor, largest: float) -> Tensor:
+        """The odds against the (k + 1)-th best at the threshold, (rows, 1), at most ``largest``."""
+        return (-self.anchor - threshold).clamp_(max=math.log(largest)).exp_()
 
     def _excess(self, threshold: Tensor) -> tuple[Tensor, Tensor]:
         """``sum sigmoid - k`` without cancellation, and its derivative, both (rows, 1)."""
-        shares = torch.add(self.powers, self._odds(threshold), out=self.space("shares", self.powers))
+        odds = self._odds(threshold, torch.finfo(threshold.dtype).max / 4)
+        shares = torch.add(self.powers, odds, out=self.space("shares", self.powers))
         shares = torch.div(self.powers, shares, out=shares)  # (rows, columns), the sigmoids
         total = shares.sum(1, keepdim=True)
         return self._with_best(threshold, total, total - shares.square_().sum(1, keepdim=True))
@@ -288,10 +289,10 @@ class _SigmoidSum:
         distance = (self.best + threshold).abs_()  # (rows, at least k + 1)
         nearest = distance.amin(1, keepdim=True)  # (rows, 1)
         own = (nearest - distance).exp_().mul_((-distance).sigmoid_().sub_(1).square_())
-        odds = self._odds(threshold, 2)  # with larger ones the slopes are linear in the powers
+        odds = self._odds(threshold, 8 / torch.finfo(threshold.dtype).eps)  # beyond, slopes are linear in the powers
         divisor = torch.add(self.powers, odds, out=self.space("shares", self.powers)).square_()
         slopes = self.powers.div_(divisor)  # (rows, columns)
-        weight = odds.square_() * (self.anchor + threshold + nearest).exp_()
+        weight = odds.square_().mul_((self.anchor + threshold + nearest).exp_())
         scale = totals[:, None] / (weight * slopes.sum(1, keepdim=True) + own.sum(1, keepdim=True))
         return slopes.mul_(weight * scale).scatter_(1, self.places, own * scale)
 

@@ -14,7 +14,7 @@ from nearfar.errors import InputError
 from nearfar.losses import BiXSELoss, InfoNCELoss, MannWhitneyLoss, SigLIPLoss, SoftTopKLoss
 from nearfar.losses.engine import Space
 from nearfar.losses.pairwise_sigmoid import _softplus_sums
-from nearfar.losses.soft_top_k import best_of_rows, soft_top_k_threshold
+from nearfar.losses.soft_top_k import _SigmoidSum, best_of_rows, soft_top_k_threshold
 from tests.losses.inputs import DocumentInputs, points
 from tests.losses.outcome import assert_same, outcome
 from tests.losses.test_worked_numbers import FX_A, cosines
@@ -113,6 +113,19 @@ def test_soft_top_k_threshold_is_exact(spread, k, dtype):
         slope = (shifted.sigmoid() * (-shifted).sigmoid()).sum()
         precision = 40 * torch.finfo(dtype).eps * max(1.0, t.abs().item())
         assert abs(excess) <= precision * slope + 1e-300
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("gap", [0.0, 5.0, 60.0, 170.0, 3000.0])
+def test_soft_top_k_slopes_across_a_gap(gap, dtype):
+    """Across a wide one all slopes underflow, and still each document has its share of them."""
+    logits = torch.tensor([[4.0, 1.0, 0.0, -gap, -gap - 1, -gap - 3, -gap - 9, -gap - 12]], dtype=dtype)
+    k, places = torch.tensor([3]), torch.arange(4)[None]
+    threshold = soft_top_k_threshold(logits, places, k)
+    shares = _SigmoidSum(logits.clone(), places, k, Space()).slopes_(threshold, torch.ones(1, dtype=dtype))
+    shifted = logits.double() + threshold.double()
+    exact = (F.logsigmoid(shifted) + F.logsigmoid(-shifted)).softmax(1)
+    torch.testing.assert_close(shares.double(), exact, rtol=1000 * torch.finfo(dtype).eps, atol=0)
 
 
 @pytest.mark.parametrize(("columns", "number"), [(6, 6), (64, 6), (999, 6), (4096, 2), (4099, 33), (5000, 200)])
