@@ -12,16 +12,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import platform
 import statistics
 from pathlib import Path
 
 import torch
-from losses import Step, cpu_seconds
+from measuring import Step, heading, in_turns, surroundings
 from torch.nn import functional as F
 
-import nearfar
 from nearfar.losses import get_loss
 from nearfar.losses.engine import Comparison, Dot, LabelTarget
 from nearfar.losses.label_batch import normalise
@@ -98,10 +95,7 @@ def measure(size: int, dimension: int, repeats: int) -> list[dict]:
     values = {name: step() for name, step in steps.items()}
     if abs(values["InfoNCE, symmetric"] - values["dense cross-entropy"]) > 1e-4 * values["dense cross-entropy"]:
         raise SystemExit("symmetric InfoNCE and torch's cross-entropy disagree")
-    times: dict[str, list[float]] = {name: [] for name in steps}
-    for number in range(repeats):
-        for name in list(steps)[:: 1 if number % 2 == 0 else -1]:
-            times[name].append(cpu_seconds(steps[name]))
+    times = in_turns(steps, repeats)
     rows = []
     for name in [*CONTESTS, "dense cross-entropy"]:
         ratios = [own / floor for own, floor in zip(times[name], times["products"], strict=True)]
@@ -120,11 +114,12 @@ def measure(size: int, dimension: int, repeats: int) -> list[dict]:
     return rows
 
 
-def table(rows: list[dict], command: str) -> str:
+def table(rows: list[dict], made_by: str) -> str:
     lines = [
         "# Query-document losses: time in units of their three matrix products",
         "",
-        f"One thread, CPU time, median of the rounds (lowest to highest). `{command}`",
+        f"{made_by};",
+        "CPU time, median of the rounds (lowest to highest).",
         "",
         "| loss | queries x dimension | products | range | target | ms |",
         "|---|---|---|---|---|---|",
@@ -155,19 +150,10 @@ def main() -> None:
     ]
     sizes, dimensions = (" ".join(map(str, values)) for values in (arguments.sizes, arguments.dimensions))
     command = f"python benchmarks/documents.py --sizes {sizes} --dimensions {dimensions} --repeats {arguments.repeats}"
-    found = {
-        "command": command,
-        "versions": {
-            "nearfar": nearfar.__version__,
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        "load_average": os.getloadavg()[0],
-        "results": rows,
-    }
+    found = {**surroundings(command), "results": rows}
     RESULTS.mkdir(exist_ok=True)
     (RESULTS / "documents.json").write_text(json.dumps(found, indent=1) + "\n", encoding="utf-8")
-    text = table(rows, command)
+    text = table(rows, heading(found))
     (RESULTS / "documents.md").write_text(text, encoding="utf-8")
     print(text)
 

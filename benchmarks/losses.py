@@ -18,30 +18,21 @@ exist before. Resident memory is what the machine must have; an allocation that 
 from __future__ import annotations
 
 import argparse
-import gc
 import itertools
 import json
-import os
-import platform
-import resource
 import statistics
-import subprocess
 import sys
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
+from measuring import THEIRS, Step, heading, in_turns, number_from_a_new_process, raised_peak, surroundings
 
-import nearfar
 from nearfar.losses import get_loss
 from nearfar.losses.engine import Comparison, Dot, LabelTarget
 
 RESULTS = Path(__file__).parent / "results"
 PER_CLASS = 4  # samples of each class in a batch
-THEIRS = "pytorch-metric-learning"
 
 
 @dataclass(frozen=True)
@@ -68,8 +59,6 @@ CONTESTS = {
     "TripletMarginLoss": Contest("triplet-margin", "pml:TripletMarginLoss"),
     "NTXentLoss": Contest("ntxent"),  # theirs holds positives x negatives: 12.8 GB at 1024
 }
-
-Step = Callable[[], float]
 
 
 def batch(size: int, dimension: int) -> tuple[torch.Tensor, torch.Tensor]:
@@ -124,13 +113,6 @@ def check_agreement(name: str, contest: Contest, embeddings: torch.Tensor, label
         raise SystemExit(f"{name}: the libraries disagree: {one} and {other}, gradients by {error:.1e}")
 
 
-def cpu_seconds(step: Step) -> float:
-    gc.collect()
-    start = time.process_time()
-    step()
-    return time.process_time() - start
-
-
 def measure_time(name: str, contest: Contest, size: int, dimension: int, repeats: int) -> dict:
     embeddings, labels = batch(size, dimension)
     check_agreement(name, contest, embeddings, labels)
@@ -140,12 +122,7 @@ def measure_time(name: str, contest: Contest, size: int, dimension: int, repeats
     }
     if contest.theirs is not None:
         steps[THEIRS] = step_of(get_loss(contest.theirs), embeddings, labels)
-    times: dict[str, list[float]] = {key: [] for key in steps}
-    for step in steps.values():
-        step()
-    for number in range(repeats):
-        for key in list(steps)[:: 1 if number % 2 == 0 else -1]:
-            times[key].append(cpu_seconds(steps[key]))
+    times = in_turns(steps, repeats)
     median = {key: statistics.median(values) for key, values in times.items()}
     row = {
         "loss": name,
@@ -161,71 +138,34 @@ def measure_time(name: str, contest: Contest, size: int, dimension: int, repeats
     return row
 
 
-def peak_mebibytes() -> float:
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    return peak / (2**20 if sys.platform == "darwin" else 2**10)
-
-
-def resident_mebibytes() -> float:
-    pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
-    return pages * os.sysconf("SC_PAGE_SIZE") / 2**20
-
-
 def memory_of_one_step(key: str, size: int, dimension: int) -> float:
     """In MiB; run in a process of its own."""
     loss = get_loss(key)
     step_of(loss, *batch(64, dimension))()
-    step = step_of(loss, *batch(size, dimension))
-    gap = max(0.0, peak_mebibytes() - resident_mebibytes())
-    ballast = torch.ones(int(gap * 2**18))  # float32: 2^18 are a MiB
-    before = peak_mebibytes()
-    step()
-    used = peak_mebibytes() - before
-    del ballast
-    return used
+    return raised_peak(step_of(loss, *batch(size, dimension)))
 
 
 def measure_memory(contest: Contest, size: int, dimension: int) -> dict[str, float]:
     found = {}
     for library, key in (("nearfar", contest.ours), (THEIRS, contest.theirs)):
-        if key is None:
-            continue
-        command = [sys.executable, __file__, "--memory-of", key, "--sizes", str(size)]
-        command += ["--dimensions", str(dimension)]
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        found[library] = float(output.strip().splitlines()[-1])
+        if key is not None:
+            size_of = ("--sizes", size, "--dimensions", dimension)
+            found[library] = number_from_a_new_process(__file__, "--memory-of", key, *size_of)
     return found
 
 
-def surroundings(arguments: argparse.Namespace) -> dict:
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        cpu = names[0] if names else cpu
+def command_of(arguments: argparse.Namespace) -> str:
     sizes, dimensions = (" ".join(map(str, values)) for values in (arguments.sizes, arguments.dimensions))
-    return {
-        "command": f"python benchmarks/losses.py --losses {' '.join(arguments.losses)} --sizes {sizes} "
-        f"--dimensions {dimensions} --repeats {arguments.repeats}",
-        "versions": {
-            "nearfar": nearfar.__version__,
-            "pytorch-metric-learning": version("pytorch-metric-learning"),
-            "torch": torch.__version__,
-            "python": platform.python_version(),
-        },
-        "cpu": cpu,
-        "threads": 1,
-        "load_average": os.getloadavg()[0],
-        "samples_per_class": PER_CLASS,
-    }
+    chosen = "" if arguments.losses == list(CONTESTS) else f"--losses {' '.join(arguments.losses)} "
+    options = f"--sizes {sizes} --dimensions {dimensions} --repeats {arguments.repeats}"
+    return f"python benchmarks/losses.py {chosen}{options}"
 
 
 def as_markdown(report: dict) -> str:
-    versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     lines = [
         "# Losses: one step, forward and backward",
         "",
-        f"`{report['command']}`; {versions}; {report['cpu']}, one thread, load {report['load_average']:.1f};",
+        f"{heading(report)};",
         f"float32, {report['samples_per_class']} samples per class. Medians of CPU time; the range is that of the",
         "ratio within a round, the floor the three matrix products. How it is measured: `benchmarks/losses.py`.",
         "",
@@ -262,7 +202,7 @@ def main() -> None:
     if arguments.memory_of:
         print(memory_of_one_step(arguments.memory_of, arguments.sizes[0], arguments.dimensions[0]))
         return
-    report = {**surroundings(arguments), "rows": []}
+    report = {**surroundings(command_of(arguments)), "samples_per_class": PER_CLASS, "rows": []}
     for size, dimension in itertools.product(arguments.sizes, arguments.dimensions):
         for name, contest in ((name, CONTESTS[name].at(size)) for name in arguments.losses):
             row = measure_time(name, contest, size, dimension, arguments.repeats)

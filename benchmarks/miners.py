@@ -17,26 +17,21 @@ from __future__ import annotations
 import argparse
 import itertools
 import json
-import os
-import platform
 import shlex
 import statistics
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
-from losses import PER_CLASS, THEIRS, batch, cpu_seconds, peak_mebibytes, resident_mebibytes
+from losses import PER_CLASS, batch
+from measuring import THEIRS, Step, heading, in_turns, number_from_a_new_process, raised_peak, surroundings
 from pytorch_metric_learning import miners as pml
 
-import nearfar
 from nearfar import miners
 
 RESULTS = Path(__file__).parent / "results"
-Step = Callable[[], object]
 
 
 @dataclass(frozen=True)
@@ -93,7 +88,7 @@ def as_numbers(indices: tuple[torch.Tensor, ...], size: int) -> list[torch.Tenso
 
 def count_differing(name: str, steps: dict[str, Step], size: int) -> int:
     """How many pairs or triplets only one of the libraries finds."""
-    ours, theirs = (as_numbers(steps[library](), size) for library in ("nearfar", THEIRS))  # type: ignore[arg-type]
+    ours, theirs = (as_numbers(steps[library](), size) for library in ("nearfar", THEIRS))
     differing = 0
     for mine, other in zip(ours, theirs, strict=True):
         counts = torch.cat([mine, other]).unique(return_counts=True)[1]
@@ -108,12 +103,7 @@ def measure_time(name: str, contest: Contest, size: int, dimension: int, repeats
     compared = THEIRS in steps and not contest.is_random
     differing = count_differing(name, steps, size) if compared else None
     steps["product"] = lambda: points @ points.T
-    times: dict[str, list[float]] = {key: [] for key in steps}
-    for step in steps.values():
-        step()
-    for number in range(repeats):
-        for key in list(steps)[:: 1 if number % 2 == 0 else -1]:
-            times[key].append(cpu_seconds(steps[key]))
+    times = in_turns(steps, repeats)
     median = {key: statistics.median(values) for key, values in times.items()}
     indices = steps["nearfar"]()
     row = {
@@ -121,8 +111,8 @@ def measure_time(name: str, contest: Contest, size: int, dimension: int, repeats
         "size": size,
         "dimension": dimension,
         "differing": differing,
-        "found": [len(part) for part in indices],  # type: ignore[attr-defined]
-        "index_mebibytes": sum(part.numel() * 8 for part in indices) / 2**20,  # type: ignore[attr-defined]
+        "found": [len(part) for part in indices],
+        "index_mebibytes": sum(part.numel() * 8 for part in indices) / 2**20,
         "cpu_seconds": times,
         "median_cpu_seconds": median,
     }
@@ -137,56 +127,30 @@ def measure_time(name: str, contest: Contest, size: int, dimension: int, repeats
 def memory_of_one_step(name: str, library: str, size: int, dimension: int) -> float:
     """In MiB; run in a process of its own."""
     contestants(CONTESTS[name], 64, dimension)[0][library]()
-    step = contestants(CONTESTS[name], size, dimension)[0][library]
-    gap = max(0.0, peak_mebibytes() - resident_mebibytes())
-    ballast = torch.ones(int(gap * 2**18))  # float32: 2^18 are a MiB
-    before = peak_mebibytes()
-    step()
-    used = peak_mebibytes() - before
-    del ballast
-    return used
+    return raised_peak(contestants(CONTESTS[name], size, dimension)[0][library])
 
 
 def measure_memory(name: str, contest: Contest, size: int, dimension: int) -> dict[str, float]:
     found = {}
     for library, make in (("nearfar", contest.ours), (THEIRS, contest.theirs)):
-        if make is None:
-            continue
-        command = [sys.executable, __file__, "--memory-of", name, library, "--sizes", str(size)]
-        command += ["--dimensions", str(dimension)]
-        output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
-        found[library] = float(output.strip().splitlines()[-1])
+        if make is not None:
+            size_of = ("--sizes", size, "--dimensions", dimension)
+            found[library] = number_from_a_new_process(__file__, "--memory-of", name, library, *size_of)
     return found
 
 
-def surroundings(arguments: argparse.Namespace) -> dict:
-    cpu = platform.processor() or platform.machine()
-    info = Path("/proc/cpuinfo")
-    if info.exists():
-        names = [line.split(":", 1)[1].strip() for line in info.read_text().splitlines() if "model name" in line]
-        cpu = names[0] if names else cpu
+def command_of(arguments: argparse.Namespace) -> str:
     sizes, dimensions = (" ".join(map(str, values)) for values in (arguments.sizes, arguments.dimensions))
     chosen = "" if arguments.miners == list(CONTESTS) else f"--miners {shlex.join(arguments.miners)} "
-    return {
-        "command": f"python benchmarks/miners.py {chosen}--sizes {sizes} --dimensions {dimensions} "
-        f"--repeats {arguments.repeats}",
-        "versions": {
-            "nearfar": nearfar.__version__,
-            **{name: version(name) for name in ("pytorch-metric-learning", "torch", "numpy")},
-        },
-        "cpu": cpu,
-        "threads": 1,
-        "load_average": os.getloadavg()[0],
-        "samples_per_class": PER_CLASS,
-    }
+    options = f"--sizes {sizes} --dimensions {dimensions} --repeats {arguments.repeats}"
+    return f"python benchmarks/miners.py {chosen}{options}"
 
 
 def as_markdown(report: dict) -> str:
-    versions = ", ".join(f"{name} {number}" for name, number in report["versions"].items())
     lines = [
         "# In-batch miners",
         "",
-        f"`{report['command']}`; {versions}; {report['cpu']}, one thread, load {report['load_average']:.1f};",
+        f"{heading(report)};",
         f"float32, {report['samples_per_class']} samples per class. Medians of CPU time; the ranges are those of the",
         "ratio within a round, the product is `x @ x.T`. How it is measured: `benchmarks/miners.py`.",
         "",
@@ -233,7 +197,7 @@ def main() -> None:
     if arguments.memory_of:
         print(memory_of_one_step(*arguments.memory_of, arguments.sizes[0], arguments.dimensions[0]))
         return
-    report = {**surroundings(arguments), "rows": []}
+    report = {**surroundings(command_of(arguments)), "samples_per_class": PER_CLASS, "rows": []}
     for size, dimension in itertools.product(arguments.sizes, arguments.dimensions):
         for name, contest in ((name, CONTESTS[name].at(size)) for name in arguments.miners):
             row = measure_time(name, contest, size, dimension, arguments.repeats)
