@@ -22,19 +22,25 @@ WORLDS = (3, 2)
 Records = list[dict[str, Any]]
 
 
-def run(work: Callable[[int], Records], folder: Path, worlds: tuple[int, ...] = WORLDS) -> Records:
-    """Start processes once, run ``work(world)`` in a group of each size, and return what rank 0 recorded."""
-    mp.spawn(_main, (work, str(folder), worlds), nprocs=max(worlds))
+def run(
+    work: Callable[[int], Records], folder: Path, worlds: tuple[int, ...] = WORLDS, patience: float = 240
+) -> Records:
+    """Start processes once, run ``work(world)`` in a group of each size, and return what rank 0 recorded.
+
+    ``patience`` are the seconds that a process waits for the others; on a busy machine their imports alone take many.
+    """
+    mp.spawn(_main, (work, str(folder), worlds, patience), nprocs=max(worlds))
     return [record for world in worlds for record in json.loads((folder / f"{world}.json").read_text())]
 
 
-def _main(rank: int, work: Callable[[int], Records], folder: str, worlds: tuple[int, ...]) -> None:
+def _main(rank: int, work: Callable[[int], Records], folder: str, worlds: tuple[int, ...], patience: float) -> None:
     torch.set_num_threads(1)
     for world in worlds:
         if rank >= world:
             continue
         store = f"file://{folder}/rendezvous-{world}"
-        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=timedelta(seconds=10))
+        timeout = timedelta(seconds=patience)
+        dist.init_process_group("gloo", init_method=store, rank=rank, world_size=world, timeout=timeout)
         records = [{"world": world, **record} for record in work(world)]
         if rank == 0:
             Path(folder, f"{world}.json").write_text(json.dumps(records))
