@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import importlib
 import inspect
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -43,6 +43,8 @@ _NAMES = {
     "threshold-consistent-margin": "ThresholdConsistentMarginLoss",
     "triplet-margin": "TripletMarginLoss",
 }
+# Options of a loss's call, which recipes and the command line give as options of the loss.
+_CALL_OPTIONS = {"mixing": "Metrix", "synthesis": "HardNegativeMixing"}
 _LIBRARIES = {
     "pml": "pytorch_metric_learning.losses",
     "st": "sentence_transformers.sentence_transformer.losses",
@@ -92,10 +94,12 @@ def get_loss(name: str, **options: Any) -> nn.Module | Callable[..., nn.Module]:
     Args:
         name: a short name or class name of nearfar ("circle", "CircleLoss"), or "pml:" or "st:" and a class name of
             pytorch-metric-learning ("pml:SupConLoss") or sentence-transformers ("st:MultipleNegativesRankingLoss").
-        options: passed to the constructor.
+        options: passed to the constructor. A label loss of nearfar also takes ``mixing`` and ``synthesis``: a
+            ``Metrix`` and a ``HardNegativeMixing``, a table of their options, or True for their defaults.
 
     Returns:
-        The loss. For "st:" a function that takes the model and returns the loss, since those losses own their model.
+        The loss, inside ``WithOptions`` where it has mixing or synthesis. For "st:" a function that takes the model
+        and returns the loss, since those losses own their model.
 
     Raises:
         UnknownNameError: with near names suggested.
@@ -105,6 +109,8 @@ def get_loss(name: str, **options: Any) -> nn.Module | Callable[..., nn.Module]:
         >>> from nearfar.losses import get_loss
         >>> get_loss("circle", gamma=64)
         CircleLoss(m=0.4, gamma=64.0, grouping='anchor', reduction='mean')
+        >>> get_loss("circle", mixing={"alpha": 1.0}).mixing.alpha
+        1.0
     """
     prefix, _, rest = name.partition(":")
     if rest:
@@ -113,7 +119,8 @@ def get_loss(name: str, **options: Any) -> nn.Module | Callable[..., nn.Module]:
     for short, class_name in _NAMES.items():
         if wanted in (_plain(short), _plain(class_name)):
             loss: type[Loss] = getattr(importlib.import_module("nearfar.losses"), class_name)
-            return _construct(loss, short, options)
+            of_call = {option: options.pop(option) for option in _CALL_OPTIONS if option in options}
+            return _called_with(_construct(loss, short, options), of_call)
     raise UnknownNameError("loss", name, _NAMES)
 
 
@@ -158,6 +165,23 @@ def _construct(loss: type[nn.Module], name: str, options: dict[str, Any]) -> nn.
         return loss(**options)
     except TypeError as error:
         raise InputError(f"loss {name!r} cannot be made from options {options}: {error}") from error
+
+
+def _called_with(loss: nn.Module, given: Mapping[str, object]) -> nn.Module:
+    losses, made = importlib.import_module("nearfar.losses"), {}
+    for option, value in given.items():
+        if isinstance(value, nn.Module):
+            made[option] = value
+        elif isinstance(value, Mapping) or value is True:
+            made[option] = _construct(
+                getattr(losses, _CALL_OPTIONS[option]), option, dict(value) if value is not True else {}
+            )
+        elif value is not None and value is not False:
+            raise InputError(f"{option}={value!r} must be true, or a table of options of {_CALL_OPTIONS[option]}")
+    if not made:
+        return loss
+    wrapped: nn.Module = losses.WithOptions(loss, **made)
+    return wrapped
 
 
 def _check_options(loss: type[nn.Module], name: str, options: dict[str, Any]) -> None:

@@ -20,6 +20,7 @@ class WithOptions(LabelLoss):
     Trainers, ``ForSentenceTransformer``, ``WeightedSum``, miners and memories call ``loss(embeddings, labels)``. This
     passes the options along. Their draws are part of its state, so a resumed run draws what the unbroken one would
     have drawn. They belong to training: in evaluation mode (``eval()``) the value is that of the loss alone.
+    By name, as in a recipe: ``get_loss("circle", mixing=True, synthesis={"mixtures": 4})``.
 
     Args:
         loss: a label loss of nearfar that can honour the options. For a sum, wrap its parts; for a memory or a miner,

@@ -105,6 +105,17 @@ def test_a_recipe_with_a_miner(capsys, recipe, tmp_path):
     assert_equal_states(everything(tmp_path / "run"), everything(tmp_path / "again"))
 
 
+def test_a_recipe_with_mixed_examples(capsys, recipe, tmp_path):
+    """Whose draws resume with the loss."""
+    result(
+        capsys, "train", recipe, "--set", 'loss_options.mixing={"alpha": 1.5}', "--set", "loss_options.synthesis=true"
+    )
+    facts = json.loads((tmp_path / "run" / "run.json").read_text())
+    assert facts["loss"]["mixing"]["alpha"] == 1.5
+    result(capsys, "train", tmp_path / "run" / "recipe.yaml", "--output", tmp_path / "again")
+    assert_equal_states(everything(tmp_path / "run"), everything(tmp_path / "again"))
+
+
 @pytest.mark.parametrize(
     ("text", "words", "message"),
     [

@@ -10,7 +10,16 @@ import pytest
 
 import nearfar.losses
 from nearfar.errors import InputError, UnknownNameError
-from nearfar.losses import LabelLoss, QueryDocumentLoss, WithOptions, get_loss, list_losses
+from nearfar.losses import (
+    CircleLoss,
+    HardNegativeMixing,
+    LabelLoss,
+    Metrix,
+    QueryDocumentLoss,
+    WithOptions,
+    get_loss,
+    list_losses,
+)
 from tests.losses.cases import CASES, each
 
 
@@ -94,3 +103,27 @@ def test_mistakes_in_the_names_of_other_libraries(name, options, message):
 
 def test_every_case_is_listed_once():
     assert len({case.name for case in CASES}) == len(CASES)
+
+
+def test_options_of_the_call_are_given_to_every_call():
+    loss = get_loss("circle", gamma=64, mixing={"alpha": 1.5}, synthesis=True)
+    assert isinstance(loss, WithOptions)
+    assert (loss.loss.gamma, loss.mixing.alpha, loss.synthesis.settings()) == (64, 1.5, HardNegativeMixing().settings())
+    made = Metrix()
+    assert get_loss("circle", mixing=made).mixing is made
+    assert isinstance(get_loss("circle", mixing=False, synthesis=None), CircleLoss)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "message"),
+    [
+        ("circle", {"mixing": 3}, "mixing=3 must be true, or a table of options of Metrix"),
+        ("circle", {"mixing": {"alfa": 1}}, "'alfa'; did you mean alpha"),
+        ("supcon", {"mixing": True}, "SupConLoss cannot honour mixing"),
+        ("bixse", {"synthesis": True}, "BiXSELoss is not called with options"),
+        ("pml:CircleLoss", {"mixing": True}, "cannot be made from options {'mixing': True}"),
+    ],
+)
+def test_a_loss_that_cannot_honour_options_of_the_call_says_so(name, options, message):
+    with pytest.raises(InputError, match=message):
+        get_loss(name, **options)
