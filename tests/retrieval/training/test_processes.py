@@ -13,8 +13,11 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import TrainerCallback
 
+from nearfar.data import TrainingPairs
 from nearfar.errors import InputError
+from nearfar.retrieval import TrainingOptions, fine_tune
 from nearfar.retrieval.training.evaluator import RetrievalEvaluator
+from tests.losses.hosts.models import texts, tiny_bert, write_parts
 from tests.retrieval.training.runs import (
     LOSSES,
     StopAfter,
@@ -40,7 +43,7 @@ class FirstGradient(TrainerCallback):
     def on_pre_optimizer_step(self, args, state, control, model=None, **_):
         if not self.found:
             named = [*model.named_parameters(), *self.loss.named_parameters()]
-            self.found = {name: parameter.grad.clone() for name, parameter in named}
+            self.found = {name: p.grad.clone() for name, p in named if p.grad is not None}
 
 
 def first_gradient(folder, kind, batch_size, gather):
@@ -52,9 +55,24 @@ def first_gradient(folder, kind, batch_size, gather):
     return keeper.found
 
 
+def cached_gradient(folder, parts, batch_size, gather):
+    """The same of a transformer that embeds three rows at once (GradCache)."""
+    model, loss = tiny_bert(parts), make_loss("documents", gather)
+    keeper = FirstGradient(loss)
+    pairs = TrainingPairs(texts(16, seed=1), texts(16, seed=2), list(map(str, range(16))))
+    options = TrainingOptions(mini_batch_size=3, max_grad_norm=0)
+    fine_tune(
+        model, pairs, loss=loss, output_dir=folder, options=options, trainer_args={"max_steps": 1},
+        callbacks=[keeper], batch_size=batch_size, learning_rate=1e-2, show_progress=False,
+    )  # fmt: skip
+    return keeper.found
+
+
 def work(folder):
     """All that two processes do; what they find is written into files."""
     rank = int(os.environ["RANK"])
+    found = cached_gradient(folder / "cached", str(folder / "bert"), batch_size=8, gather=True)
+    save_file(found, folder / f"gradient-cached-{rank}.safetensors")
     for kind in LOSSES:
         found = first_gradient(folder / "first" / kind, kind, batch_size=8, gather=True)
         save_file(found, folder / f"gradient-{kind}-{rank}.safetensors")
@@ -86,6 +104,8 @@ def break_and_resume(folder, kind, step, rank):
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     path = tmp_path_factory.mktemp("two")
+    (path / "bert").mkdir()
+    write_parts(path / "bert")
     in_processes(work, path)
     return path
 
@@ -93,6 +113,15 @@ def folder(tmp_path_factory):
 @pytest.mark.parametrize("kind", LOSSES)
 def test_the_gradient_is_that_of_the_whole_batch(folder, tmp_path, kind):
     wanted = first_gradient(tmp_path, kind, batch_size=16, gather=False)
+    assert_both_have(wanted, folder, kind)
+
+
+def test_the_gradient_of_grad_cache_is_that_of_the_whole_batch(folder, tmp_path):
+    wanted = cached_gradient(tmp_path / "run", str(folder / "bert"), batch_size=16, gather=False)
+    assert_both_have(wanted, folder, "cached")
+
+
+def assert_both_have(wanted, folder, kind):
     whole = torch.cat([wanted[name].flatten() for name in sorted(wanted)])
     for rank in range(2):
         found = load_file(folder / f"gradient-{kind}-{rank}.safetensors")
