@@ -37,23 +37,25 @@ PER_CLASS = 4  # samples of each class in a batch
 
 @dataclass(frozen=True)
 class Contest:
-    """A loss of nearfar by its registry name, its peer by the name over there, and the largest batch of that."""
+    """A loss of nearfar by its registry name, its peer by the name over there, and that one's largest size x width."""
 
     ours: str
     theirs: str | None = None
     largest: int = 10**9
 
-    def at(self, size: int) -> Contest:
+    def at(self, size: int, dimension: int) -> Contest:
         """Without the other side where that does not fit in memory."""
-        return self if size <= self.largest else Contest(self.ours)
+        return self if size * dimension <= self.largest else Contest(self.ours)
 
 
 # A further loss joins with one line.
 CONTESTS = {
     "CircleLoss": Contest("circle", "pml:CircleLoss"),
     "MultiSimilarityLoss": Contest("multi-similarity", "pml:MultiSimilarityLoss"),
-    # Theirs lists every pair: at 4096 that does not fit in 24 GiB.
-    "ThresholdConsistentMarginLoss": Contest("threshold-consistent-margin", "pml:ThresholdConsistentMarginLoss", 1024),
+    # Theirs holds both vectors of every pair: at 1024 x 512 or 4096 x 128 that does not fit in 24 GiB.
+    "ThresholdConsistentMarginLoss": Contest(
+        "threshold-consistent-margin", "pml:ThresholdConsistentMarginLoss", 1024 * 128
+    ),
     "SupConLoss": Contest("supcon", "pml:SupConLoss"),
     "ContrastiveLoss": Contest("contrastive", "pml:ContrastiveLoss"),
     "TripletMarginLoss": Contest("triplet-margin", "pml:TripletMarginLoss"),
@@ -204,7 +206,7 @@ def main() -> None:
         return
     report = {**surroundings(command_of(arguments)), "samples_per_class": PER_CLASS, "rows": []}
     for size, dimension in itertools.product(arguments.sizes, arguments.dimensions):
-        for name, contest in ((name, CONTESTS[name].at(size)) for name in arguments.losses):
+        for name, contest in ((name, CONTESTS[name].at(size, dimension)) for name in arguments.losses):
             row = measure_time(name, contest, size, dimension, arguments.repeats)
             row["extra_mebibytes"] = measure_memory(contest, size, dimension)
             report["rows"].append(row)

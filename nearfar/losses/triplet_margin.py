@@ -184,10 +184,10 @@ class TripletMarginLoss(RowLocalLabelLoss):
             pairs = rows, columns
             near = d.masked_fill(~negative, torch.inf)  # (rows, columns)
         else:
-            near = d.clone()
+            near = tile.space("near", d).copy_(d)  # (rows, columns)
             near[target.non_negative_pairs()] = torch.inf
         values, counts = d.new_zeros(len(d)), torch.zeros(len(d), dtype=torch.int64, device=d.device)
-        gradient, work = torch.zeros_like(d), torch.empty_like(d)
+        gradient, work = tile.space("gradient", d).zero_(), tile.space("work", d)
         for rows, columns in _by_rank(pairs, len(d)):
             own, everyone = d[rows, columns][:, None], len(rows) == len(d)
             others = near if everyone else near[rows]  # (P, columns)
