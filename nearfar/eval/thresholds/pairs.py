@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from nearfar.eval.inputs import ArrayLike, Floats, class_labels, unit_rows
 
 _BLOCK_BYTES = 32 << 20
-_TILE = (256, 4096)  # a few MB: the products run at full speed and what follows finds them in the cache
+_TILE = (512, 2048)  # a few MB: the products run at full speed and what follows finds them in the cache
 
 
 @dataclass(frozen=True)

@@ -34,10 +34,12 @@ def negative_distance_quantiles(pairs: PairSet, levels: Sequence[float]) -> list
     deviations = _DEVIATIONS
     while len(found) < len(set(levels)):
         brackets = {level: _bracket(sample, level, deviations) for level in levels if level not in found}
+        lowest = min(bracket.low for bracket in brackets.values())
         for tile in pairs.tiles():
-            cosines = tile.cosines[pairs.kinds(tile)[1]] if tile.mixed else tile.cosines
+            cosines = tile.cosines[pairs.kinds(tile)[1]] if tile.mixed else tile.cosines.ravel()
+            near = cosines[np.flatnonzero(cosines >= lowest)]  # a tenth: one pass for all brackets
             for bracket in brackets.values():
-                bracket.add(cosines)
+                bracket.add(near)
         for level, bracket in brackets.items():
             value = bracket.quantile(level * (count - 1), count)
             if value is not None:
@@ -65,18 +67,17 @@ class _Bracket:
     counts: list[NDArray[np.int64]] = field(default_factory=list)
 
     def add(self, cosines: Floats) -> None:
-        above = int(np.count_nonzero(cosines > self.high))
-        self.above += above
-        if int(np.count_nonzero(cosines >= self.low)) > above:
-            inside = cosines[(cosines >= self.low) & (cosines <= self.high)]
+        self.above += int(np.count_nonzero(cosines > self.high))
+        inside = cosines[(cosines >= self.low) & (cosines <= self.high)]
+        if len(inside):
             values, counts = np.unique(inside, return_counts=True)  # equal cosines must not fill the memory
             self.values.append(values)
             self.counts.append(counts)
 
     def quantile(self, at: float, count: int) -> float | None:
         """Distance at the position `at` among all `count` pairs by rising distance; None: not inside."""
-        values: NDArray[np.float64] = np.concatenate([*self.values, np.empty(0)])
-        order = np.argsort(-values, kind="stable")
+        values: Floats = np.concatenate(self.values or [np.empty(0)])
+        order = np.argsort(-values)
         reached = self.above + np.cumsum(np.concatenate([*self.counts, np.empty(0, dtype=np.int64)])[order])
         first, second = int(at), min(int(at) + 1, count - 1)
         if first < self.above or not len(reached) or second >= reached[-1]:
