@@ -26,14 +26,14 @@ class StepTable:
         cuts: (G,) descending: threshold g accepts a cosine of at least ``cuts[g]``, exactly where the distance of that
             cosine, computed in float64, is at most the threshold.
         scale: buckets per unit of cosine above the last cut.
-        below: int32, how many cuts lie in lower buckets than each bucket.
+        first: int64, the first threshold to accept each bucket's cosines that do not reach the cut inside.
         inside: the one cut inside each bucket, or infinity.
         simple: whether no bucket holds two cuts.
     """
 
     cuts: Floats
     scale: float
-    below: NDArray[np.int32]
+    first: NDArray[np.int64]
     inside: Floats
     simple: bool
 
@@ -47,8 +47,8 @@ class StepTable:
         buckets = _buckets(ascending, ascending[0], scale)
         inside = np.full(_BUCKETS, np.inf, dtype=dtype)
         inside[buckets] = ascending
-        below = np.searchsorted(buckets, np.arange(_BUCKETS), side="left").astype(np.int32)
-        return cls(cuts, scale, below, inside, len(np.unique(buckets)) == len(buckets))
+        first = len(cuts) - np.searchsorted(buckets, np.arange(_BUCKETS), side="left")
+        return cls(cuts, scale, first, inside, len(np.unique(buckets)) == len(buckets))
 
     def steps(self, cosines: Floats) -> NDArray[np.int64]:
         """The first threshold that accepts each cosine; all must reach the last cut."""
@@ -56,8 +56,9 @@ class StepTable:
             return len(self.cuts) - np.searchsorted(self.cuts[::-1], cosines, side="right")
         # Buckets ascend with the cosine, so only a cut in the same bucket has to be compared.
         bucket = _buckets(cosines, self.cuts[-1], self.scale)
-        passed: NDArray[np.int32] = self.below[bucket] + (cosines >= self.inside[bucket])
-        return len(self.cuts) - passed.astype(np.int64)
+        step: NDArray[np.int64] = self.first.take(bucket)
+        step -= cosines >= self.inside.take(bucket)
+        return step
 
 
 def count_all(pairs: PairSet, distances: NDArray[np.float64], measured: NDArray[np.bool_]) -> ClassCounts:
@@ -81,7 +82,7 @@ def count_all(pairs: PairSet, distances: NDArray[np.float64], measured: NDArray[
             kinds = [(positive, near[within.ravel()[near]]), (negative, near[across.ravel()[near]])]
         rows, columns = tile.cosines.shape
         for tally, at in kinds:
-            step = table.steps(flat[at])
+            step = table.steps(flat.take(at))
             per_row = np.diff(np.searchsorted(at, np.arange(rows + 1) * columns))  # faster than dividing
             _add(tally, tile.first, rows, np.repeat(np.arange(rows) * steps, per_row) + step, steps)
             column = at - np.repeat(np.arange(rows) * columns, per_row)
@@ -216,7 +217,7 @@ def _cuts(distances: NDArray[np.float64], dtype: np.dtype[np.floating]) -> Float
     return cuts
 
 
-def _buckets(cosines: Floats, lowest: np.floating, scale: float) -> NDArray[np.int32]:
+def _buckets(cosines: Floats, lowest: np.floating, scale: float) -> NDArray[np.intp]:
     places: NDArray[Any] = (cosines - lowest) * cosines.dtype.type(scale)
     np.minimum(places, _BUCKETS - 1, out=places)
-    return places.astype(np.int32)
+    return places.astype(np.intp)

@@ -37,7 +37,7 @@ def negative_distance_quantiles(pairs: PairSet, levels: Sequence[float]) -> list
         lowest = min(bracket.low for bracket in brackets.values())
         for tile in pairs.tiles():
             cosines = tile.cosines[pairs.kinds(tile)[1]] if tile.mixed else tile.cosines.ravel()
-            near = cosines[np.flatnonzero(cosines >= lowest)]  # a tenth: one pass for all brackets
+            near = cosines.take(np.flatnonzero(cosines >= lowest))  # a tenth: one pass for all brackets
             for bracket in brackets.values():
                 bracket.add(near)
         for level, bracket in brackets.items():
