@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import multiprocessing
+import shlex
 import sys
 import tempfile
 from concurrent.futures import ProcessPoolExecutor
@@ -171,7 +172,7 @@ def main():
     found, answers = measure(options, options.jobs)
     terms = [next(iter(relevant)) for relevant in data.test.qrels.values()]
     add_comparisons(found, answers, terms)
-    command = ("python benchmarks/mining.py " + " ".join(sys.argv[1:])).strip()
+    command = shlex.join(["python", "benchmarks/mining.py", *sys.argv[1:]])
     untrained = scored(untrained_model(vars(options)), data.test, vars(options)).mean
     content = {"command": command, "versions": library_versions(), "untrained": untrained, "results": found}
     RESULTS.mkdir(exist_ok=True)
