@@ -30,7 +30,7 @@ BASES = {
     "circle": {"loss": "circle", "loss_options": {"gamma": 32}},
     "multi-similarity": {"loss": "multi-similarity"},
     "decoupled-softmax": {"loss": "decoupled-softmax", "loss_options": {"temperature": 0.07}},
-    "bixse": {"loss": "bixse"},
+    "bixse": {"loss": "bixse", "loss_options": {"temperature": 0.1}},
 }
 MINERS = {
     "random": None,
