@@ -170,12 +170,11 @@ def _construct(loss: type[nn.Module], name: str, options: dict[str, Any]) -> nn.
 def _called_with(loss: nn.Module, given: Mapping[str, object]) -> nn.Module:
     losses, made = importlib.import_module("nearfar.losses"), {}
     for option, value in given.items():
-        if isinstance(value, nn.Module):
+        kind = getattr(losses, _CALL_OPTIONS[option])
+        if isinstance(value, kind):
             made[option] = value
         elif isinstance(value, Mapping) or value is True:
-            made[option] = _construct(
-                getattr(losses, _CALL_OPTIONS[option]), option, dict(value) if value is not True else {}
-            )
+            made[option] = _construct(kind, option, {} if value is True else dict(value))
         elif value is not None and value is not False:
             raise InputError(f"{option}={value!r} must be true, or a table of options of {_CALL_OPTIONS[option]}")
     if not made:

@@ -20,7 +20,7 @@ from nearfar.losses.engine import RowGradient, RowValues, Space, Tile, segment_s
 
 _NEVER = -1e30  # the logit of an ignored document: finite, so that no difference of two is NaN
 _MOST_STEPS = 100  # a bisection alone would need fewer
-_ROUGH_STEPS = 4
+_ROUGH_STEPS = 4  # on two moments: enough to come near, and cheap
 _FEWEST_MEMBERS = 8  # of a group, below which looking for the best groups first does not pay
 
 
@@ -37,7 +37,7 @@ class SoftTopKLoss(QueryDocumentLoss):
 
     Args:
         k: how many documents are on top; 5 (official code; choose the cutoff of the evaluation), or "positives" for
-            each query's number of positives, which sorts every row.
+            each query's number of positives, for which the dense path sorts every row.
         alpha: sharpness, on similarities already divided by the temperature; 2 (official code).
         temperature: divides the cosine; 0.05 (official code, EURLex-4K and AmazonTitles-131K).
         scale: multiplies the cosine, instead of ``temperature``.
@@ -140,7 +140,7 @@ class SoftTopKLoss(QueryDocumentLoss):
         s[pairs] = own
         if not counted.all():
             s[~counted] = 0.0
-        best, places = self._best(s, k)
+        best, places = best_of_rows(s, int(k.max()) + 1)
         kth = best.gather(1, k[:, None] - 1)  # (rows, 1)
         sharpness = self.alpha * self.scale
         sum_of = _SigmoidSum(s.sub_(kth).mul_(sharpness), places, k, tile.space)
@@ -164,7 +164,7 @@ class SoftTopKLoss(QueryDocumentLoss):
     def _best(self, scores: Tensor, k: Tensor) -> tuple[Tensor, Tensor]:
         """At least the k + 1 best scores of each row in descending order, and their columns, (rows, at least k + 1)."""
         if self.k == "positives":
-            best, places = scores.sort(1, descending=True)
+            best, places = scores.sort(1, descending=True)  # a width that only the data know does not compile
             return best, places
         return best_of_rows(scores, int(self.k) + 1)
 
@@ -236,10 +236,9 @@ class _SigmoidSum:
 
         # First with two moments of the powers in place of all of them, which takes no pass over the tile.
         search = _Search(self.size, *bounds, guess)
-        precision = torch.finfo(sums.dtype)
-        mean, largest = squares / sums.clamp(min=precision.tiny), precision.max / 4
+        mean = squares / sums.clamp(min=torch.finfo(sums.dtype).tiny)
         for _ in range(_ROUGH_STEPS):
-            odds = self._odds(search.threshold, largest)  # (rows, 1)
+            odds = self._odds(search.threshold)  # (rows, 1)
             share = sums / (odds + mean)
             search.step(*self._with_best(search.threshold, share, share * odds / (odds + mean)))
 
@@ -255,14 +254,14 @@ class _SigmoidSum:
                 active, rows, search = active[~done], rows._only(~done), search.only(~done)
         return found
 
-    def _odds(self, threshold: Tensor, largest: float) -> Tensor:
-        """The odds against the (k + 1)-th best at the threshold, (rows, 1), at most ``largest``."""
+    def _odds(self, threshold: Tensor, largest: float | None = None) -> Tensor:
+        """The odds against the (k + 1)-th best at the threshold, (rows, 1), finite and at most ``largest``."""
+        largest = largest or torch.finfo(threshold.dtype).max / 4
         return (-self.anchor - threshold).clamp_(max=math.log(largest)).exp_()
 
     def _excess(self, threshold: Tensor) -> tuple[Tensor, Tensor]:
         """``sum sigmoid - k`` without cancellation, and its derivative, both (rows, 1)."""
-        odds = self._odds(threshold, torch.finfo(threshold.dtype).max / 4)
-        shares = torch.add(self.powers, odds, out=self.space("shares", self.powers))
+        shares = torch.add(self.powers, self._odds(threshold), out=self.space("shares", self.powers))
         shares = torch.div(self.powers, shares, out=shares)  # (rows, columns), the sigmoids
         total = shares.sum(1, keepdim=True)
         return self._with_best(threshold, total, total - shares.square_().sum(1, keepdim=True))

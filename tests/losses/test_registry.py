@@ -118,6 +118,7 @@ def test_options_of_the_call_are_given_to_every_call():
     ("name", "options", "message"),
     [
         ("circle", {"mixing": 3}, "mixing=3 must be true, or a table of options of Metrix"),
+        ("circle", {"mixing": HardNegativeMixing()}, "must be true, or a table of options of Metrix"),
         ("circle", {"mixing": {"alfa": 1}}, "'alfa'; did you mean alpha"),
         ("supcon", {"mixing": True}, "SupConLoss cannot honour mixing"),
         ("bixse", {"synthesis": True}, "BiXSELoss is not called with options"),
