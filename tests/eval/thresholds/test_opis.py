@@ -240,6 +240,13 @@ def test_blockwise_quantiles_equal_numpy(levels: list[float], sample: int, monke
     np.testing.assert_allclose(negative_distance_quantiles(pairs, levels), wanted, rtol=0, atol=1e-12)
 
 
+def test_one_pass_finds_all_quantiles(monkeypatch: pytest.MonkeyPatch) -> None:
+    passes, tiles = [], pairs_module.PairSet.tiles
+    monkeypatch.setattr(pairs_module.PairSet, "tiles", lambda self: passes.append(self) or tiles(self))
+    negative_distance_quantiles(pair_set(*clustered(3, [5] * 200, 0.3)), [0.1, 0.01, 0.5])
+    assert len(passes) == 1
+
+
 def test_labels_may_be_strings_and_tensors() -> None:
     embeddings, labels = clustered(0, [5] * 20, noise=1.0)
     wanted = opis(embeddings, labels)
