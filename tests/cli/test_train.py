@@ -130,6 +130,7 @@ def test_a_recipe_with_mixed_examples(capsys, recipe, tmp_path):
         ("", ["--set", "loss.gamma=2"], "loss is 'circle', not a table"),
         ("", ["--set", "trainer_args.sed=2"], "unknown training argument 'sed'"),
         ("", ["--loss", "cirle"], "did you mean circle"),
+        ("", ["--set", "loss_options.mixing=3"], "mixing=3 must be true, or a table of options of Metrix"),
     ],
 )
 def test_a_mistake_is_named_in_one_line(capsys, recipe, text, words, message):
